@@ -1,0 +1,1 @@
+"""The batch pipeline: slides in object storage to Parquet embeddings."""

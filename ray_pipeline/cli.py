@@ -1,0 +1,303 @@
+"""The `historay` command: parse, call, print, exit code. Nothing is decided here.
+
+Exit codes: 0 all done, 1 could not run, 2 the command or settings must change, 3 some slides
+failed (each is named), 4 stopped on request.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ray_pipeline.dataset.report import RunReport
+from ray_pipeline.encoders.registry import MODELS
+from ray_pipeline.errors import HistorayError, UsageError
+from ray_pipeline.flags import with_settings_flags
+from ray_pipeline.progress import Reporter
+from ray_pipeline.recipe import tiling_of, tissue_rule_of
+from ray_pipeline.settings import load_settings
+from ray_pipeline.store import Store
+
+EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 2, 3, 4
+
+app = typer.Typer(
+    name="historay",
+    help="Slides in object storage become a Parquet dataset of tile embeddings. Research use only.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+weights_app = typer.Typer(help="Work on weights files.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+
+Config = Annotated[str | None, typer.Option(help="YAML file with the same keys as the flags.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+
+
+def main() -> NoReturn:
+    """Run the command; every error of ours is one sentence on standard error."""
+    try:
+        app(standalone_mode=True)
+    except HistorayError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_ERROR)
+    sys.exit(0)
+
+
+@app.command()
+@with_settings_flags
+def embed(config: Config = None, as_json: AsJson = False, *, flags: dict[str, Any]) -> None:
+    """Embed slides: one Parquet file of tile embeddings per slide, each slide exactly once.
+
+    The same command run again goes on where an earlier run stopped, and retries what failed.
+    """
+    settings = load_settings(config, flags)
+    from ray_pipeline.pipeline import embed as run_job  # noqa: PLC0415 (Ray takes seconds)
+
+    signal.signal(signal.SIGTERM, _stop)
+    report = run_job(settings, Reporter())
+    _say(_told(report))
+    if as_json:
+        _say(json.dumps(report.to_dict()))
+    if report.stopped:
+        sys.stderr.write("stopped on request; resume with the same command.\n")
+        raise typer.Exit(EXIT_STOPPED)
+    raise typer.Exit(EXIT_SOME_FAILED if report.slides_failed else 0)
+
+
+@app.command()
+@with_settings_flags
+def plan(
+    config: Config = None,
+    tiles_per_s: Annotated[
+        float, typer.Option(min=0.001, help="Pace of one GPU, for the GPU-hours.")
+    ] = 850.0,
+    as_json: AsJson = False,
+    *,
+    flags: dict[str, Any],
+) -> None:
+    """Show what a job would do and cost: slides, tiles, bytes to fetch, GPU-hours.
+
+    Reads the overviews only; --output is not needed.
+    """
+    from ray_pipeline.estimate import estimate_slides, summary  # noqa: PLC0415
+
+    settings = load_settings(config, {"output": "unused", **{k: v for k, v in flags.items() if v}})
+    estimates = list(estimate_slides(settings))
+    table = Table("slide", "tiles", "level", "mpp", "MB to fetch", "")
+    for item in estimates:
+        table.add_row(
+            item.slide_id,
+            str(item.n_tiles),
+            "-" if item.level is None else str(item.level),
+            "-" if item.mpp_achieved is None else f"{item.mpp_achieved:.4g}",
+            f"{item.fetch_bytes / 1e6:.1f}",
+            item.failure.reason if item.failure else "",
+        )
+    total = summary(estimates, tiles_per_s)
+    Console().print(table)
+    _say(
+        f"{total['slides']} slides, {total['tiles']} tiles, "
+        f"{sum(item.fetch_bytes for item in estimates) / 1e9:.3f} GB to fetch, "
+        f"{total['gpu_hours']} GPU-hours at {tiles_per_s:g} tiles/s"
+    )
+    if as_json:
+        _say(json.dumps(total))
+    raise typer.Exit(EXIT_SOME_FAILED if total["slides_failed"] else 0)
+
+
+@app.command()
+def inspect(
+    uri: str,
+    mpp_override: Annotated[
+        float | None, typer.Option(help="Microns per pixel of level 0.")
+    ] = None,
+    mpp: Annotated[float, typer.Option(help="Microns per pixel to ask for.")] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Show a slide's format, levels, microns per pixel, and how its tiles would be read."""
+    from ray_pipeline.slides.grid import TilingRule, choose_geometry  # noqa: PLC0415
+    from ray_pipeline.slides.slide import open_slide  # noqa: PLC0415
+
+    slide = open_slide(uri, mpp_override=mpp_override)
+    try:
+        geometry = choose_geometry(slide.levels, TilingRule(mpp=mpp), slide_id=slide.slide_id)
+        table = Table("level", "size, px", "downsample", "mpp")
+        for level in slide.levels:
+            size, level_mpp = (
+                f"{level.width_px} x {level.height_px}",
+                slide.mpp.value * level.downsample,
+            )
+            table.add_row(str(level.index), size, f"{level.downsample:g}", f"{level_mpp:.4g}")
+        found = "none" if slide.mpp.found is None else f"{slide.mpp.found:.4g}"
+        _say(f"{slide.uri}: {slide.vendor}, {slide.size_bytes / 1e6:.1f} MB, etag {slide.etag}")
+        _say(f"mpp used: {slide.mpp.value:.4g} (from {slide.mpp.source}); in the file: {found}")
+        Console().print(table)
+        how = f"resampled from {geometry.side_px:.4g} px" if geometry.resampled else "as they are"
+        _say(
+            f"tiles at {mpp:g} mpp: level {geometry.level}, {how}, "
+            f"achieved {geometry.mpp_achieved:.4g} mpp; reader: tiffslide"
+        )
+        if as_json:
+            facts = {
+                "slide_id": slide.slide_id,
+                "uri": slide.uri,
+                "etag": slide.etag,
+                "bytes": slide.size_bytes,
+                "vendor": slide.vendor,
+                "mpp": asdict(slide.mpp),
+                "levels": [asdict(level) for level in slide.levels],
+                "reading": asdict(geometry),
+                "reader": "tiffslide",
+                "gets": slide.gets,
+                "bytes_fetched": slide.bytes_fetched,
+            }
+            _say(json.dumps(facts))
+    finally:
+        slide.close()
+
+
+@app.command()
+@with_settings_flags
+def preview(
+    uri: str,
+    out: Annotated[str, typer.Option(help="Where the PNG goes: a path or a store URI.")],
+    config: Config = None,
+    *,
+    flags: dict[str, Any],
+) -> None:
+    """Draw a slide's overview with the tissue's contour and the tiles that would be kept."""
+    from ray_pipeline.preview import draw_preview, save_preview  # noqa: PLC0415
+    from ray_pipeline.slides.slide import open_slide  # noqa: PLC0415
+
+    said = {key: value for key, value in flags.items() if value}
+    settings = load_settings(config, {"output": "unused", **said, "slides": [uri]})
+    slide = open_slide(uri, mpp_override=settings.mpp_override)
+    try:
+        picture, tile_plan = draw_preview(slide, tiling_of(settings), tissue_rule_of(settings))
+    finally:
+        slide.close()
+    save_preview(picture, out)
+    _say(f"{out}: {tile_plan.n_tiles} tiles, {tile_plan.facts['tissue_mm2']:.2f} mm2 of tissue")
+
+
+@app.command()
+def status(output: str, as_json: AsJson = False) -> None:
+    """Show what an output holds: slides done, empty and failed, tiles, for each recipe."""
+    from ray_pipeline.status import recipe_layouts, recipe_status  # noqa: PLC0415
+
+    store = Store.open(output)
+    found = [recipe_status(store, layout) for layout in recipe_layouts(store)]
+    table = Table("recipe", "model", "done", "empty", "failed", "changed", "staged", "tiles")
+    for item in found:
+        counts = (
+            item.done,
+            item.empty,
+            item.failed,
+            item.source_changed,
+            item.in_staging,
+            item.tiles,
+        )
+        model = item.model if item.meaningful else f"{item.model} (made-up weights)"
+        table.add_row(item.recipe_fp, model, *map(str, counts))
+    Console().print(table)
+    if as_json:
+        _say(json.dumps({"output": store.uri, "recipes": [asdict(item) for item in found]}))
+
+
+@app.command()
+def errors(output: str, as_json: AsJson = False) -> None:
+    """List every slide that failed, is empty or was skipped, with stage, kind and reason."""
+    from ray_pipeline.status import recipe_layouts, troubled_slides  # noqa: PLC0415
+
+    store = Store.open(output)
+    rows = [row for layout in recipe_layouts(store) for row in troubled_slides(store, layout)]
+    for row in rows:
+        _say(
+            f"{row['slide_id']}: {row['status']}, {row['stage'] or '-'}, {row['error_kind'] or '-'}"
+        )
+        _say(f"    {row['reason']}")
+    if not rows:
+        _say("no slide failed, is empty or was skipped.")
+    if as_json:
+        _say(json.dumps({"output": store.uri, "slides": rows}))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models: size of a vector, tile, mpp, licence."""
+    table = Table("model", "dim", "tile, px", "mpp", "parameters", "pooling", "licence", "")
+    for spec in MODELS.values():
+        numbers = (spec.dim, spec.tile_px, spec.mpp, f"{spec.parameters:,}")
+        table.add_row(spec.name, *map(str, numbers), spec.pooling, spec.licence, spec.description)
+    Console().print(table)
+    if as_json:
+        _say(json.dumps({"models": [asdict(spec) for spec in MODELS.values()]}, default=dict))
+
+
+@weights_app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Weights as .bin, .pth or .pt (a pickle).")],
+    target: Annotated[str, typer.Argument(help="Path of the .safetensors file to write.")],
+) -> None:
+    """Convert a pickle of weights to safetensors once; tensors and digest stay the same."""
+    from ray_pipeline.encoders.tensors import convert_to_safetensors  # noqa: PLC0415
+
+    digest = convert_to_safetensors(Path(source), Path(target))
+    _say(f"{target}: weights digest {digest}")
+
+
+@app.command()
+@with_settings_flags
+def doctor(config: Config = None, as_json: AsJson = False, *, flags: dict[str, Any]) -> None:
+    """Check Ray, device, weights, stores and versions: one line each, with the mend."""
+    from ray_pipeline.doctor import examine  # noqa: PLC0415
+
+    findings = examine(config, flags)
+    for finding in findings:
+        _say(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.sentence}")
+    if as_json:
+        _say(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else EXIT_ERROR)
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Option(help="Where slides and dataset go.")] = "demo-output",
+) -> None:
+    """Make three synthetic slides, embed them with the toy model, and query the result."""
+    from ray_pipeline.demo import run_demo  # noqa: PLC0415
+
+    raise typer.Exit(run_demo(folder, _say))
+
+
+def _told(report: RunReport) -> str:
+    total = (
+        f"{report.slides_done} slides done ({report.slides_empty} empty), "
+        f"{report.slides_finished_before} finished before, {report.slides_failed} failed; "
+        f"{report.tiles} tiles in {report.seconds:.1f} s ({report.tiles_per_s:g} tiles/s); "
+        f"recipe {report.recipe_fp} in {report.output}"
+    )
+    lines = [total]
+    for failure in report.failures:
+        lines.append(
+            f"  {failure['slide_id']}: {failure['stage']}: {failure['kind']}: {failure['reason']}"
+        )
+    return "\n".join(lines)
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""All that lies in the output: layout, schema, staging, commit, reading."""

@@ -1,0 +1,271 @@
+"""Commit: all fragments of a slide become its one Parquet file, exactly once.
+
+    fragments -> Parquet -> one conditional PUT -> record -> done key -> fragments deleted
+
+A crash between any two steps is harmless: the next run finds the file (its footer tells what it
+is), or the fragments, and goes on from there. A lost reply to a conditional PUT looks like a
+failure, so after any doubt the file is read back, and what stands there decides.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.records import SlideRecord, encode_vector, put_record
+from ray_pipeline.dataset.schema import ROW_GROUP_TILES, Footer, embeddings_schema
+from ray_pipeline.dataset.staging import delete_fragments, get_fragment
+from ray_pipeline.errors import (
+    CommitConflictError,
+    NotFiniteError,
+    NotFoundError,
+    PreconditionError,
+    StagingLostError,
+    UnreachableError,
+)
+from ray_pipeline.store import Store
+
+PUT_ATTEMPTS = 3
+"""Tries of the PUT, each followed by reading back when it did not plainly succeed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitJob:
+    """All that committing one slide needs, small enough to send to any node."""
+
+    output: Store
+    """The output's root."""
+    footer: Footer
+    """What the file will say of itself; also names recipe and slide."""
+    record: SlideRecord
+    """The slide's record as it will be written (counts and the mean are filled in here)."""
+    n_shards: int
+    """Shards that must be staged."""
+    n_tiles: int
+    """Rows the file must have."""
+    dim: int
+    """Numbers per embedding."""
+    conditional: bool = True
+    """Whether the store honours `If-None-Match` (see `open_output`)."""
+    replace_etag: str | None = None
+    """Version of an output made from an older source, to be replaced on request."""
+    stale_done: tuple[str, ...] = ()
+    """Done keys that the replaced output leaves behind."""
+    partitions: dict[str, Any] = field(default_factory=dict)
+    """Values of the partition columns."""
+
+    @property
+    def layout(self) -> Layout:
+        """Keys for this recipe."""
+        return Layout(self.footer.recipe_fp)
+
+    @property
+    def key(self) -> str:
+        """Key of the slide's file."""
+        return self.layout.output(self.footer.slide_id, self.partitions)
+
+
+def commit_slide(job: CommitJob) -> SlideRecord:
+    """Write the slide's file once, verify it, and return the record that was written.
+
+    Raises StagingLostError, NotFiniteError, CommitConflictError, or a StoreError; in every case
+    what already stood in the output still stands.
+    """
+    try:
+        data, coordinates, mean = build_parquet(job)
+    except StagingLostError:
+        standing = read_standing(job)
+        if standing is None or not standing.same_input(job):
+            raise
+        mean = standing.mean()
+    else:
+        standing = _put_once(job, data, coordinates)
+        if standing is not None:
+            mean = standing.mean()
+    record = replace(
+        job.record,
+        status="done" if job.n_tiles else "empty",
+        n_tiles=job.n_tiles,
+        output=job.key,
+        mean_embedding=None if mean is None else encode_vector(mean),
+    )
+    finish(job, record)
+    return record
+
+
+def finish(job: CommitJob, record: SlideRecord) -> None:
+    """The steps after the file stands: record, done key, then the fragments go."""
+    layout, slide_id = job.layout, job.footer.slide_id
+    put_record(job.output, layout, record)
+    job.output.put(layout.done_key(slide_id, job.footer.input_fp), b"")
+    job.output.delete(job.stale_done)
+    delete_fragments(job.output, layout, slide_id, job.footer.plan_fp, job.n_shards)
+
+
+def build_parquet(
+    job: CommitJob,
+) -> tuple[bytes, pa.Table, npt.NDArray[np.float32] | None]:
+    """The file's bytes, its tile/x/y columns, and the mean embedding (float32 [D] or None).
+
+    Raises StagingLostError when tiles 0..n-1 are not there exactly once, NotFiniteError when a
+    number is not finite.
+    """
+    schema = embeddings_schema(job.dim).with_metadata(job.footer.to_metadata())
+    sink, total = io.BytesIO(), np.zeros(job.dim, np.float64)
+    seen: list[pa.Table] = []
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        use_dictionary=["slide_id"],
+        column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
+        write_page_index=True,
+    ) as writer:
+        for group in _row_groups(job):
+            vectors = pc.list_flatten(group["embedding"]).to_numpy().reshape(-1, job.dim)
+            if not np.isfinite(vectors).all():
+                raise NotFiniteError(
+                    f"{job.footer.slide_id}: a staged embedding holds NaN or infinity; "
+                    "try precision: fp32, and check the weights."
+                )
+            total += vectors.sum(axis=0, dtype=np.float64)
+            seen.append(group.select(["tile", "x", "y"]))
+            writer.write_table(_output_rows(group, vectors, job, schema))
+    empty = schema.empty_table().select(["tile", "x", "y"]).replace_schema_metadata(None)
+    coordinates = pa.concat_tables(seen).replace_schema_metadata(None) if seen else empty
+    tiles = coordinates["tile"].to_numpy()
+    if not np.array_equal(tiles, np.arange(job.n_tiles)):
+        raise StagingLostError(
+            f"{job.footer.slide_id}: {len(tiles)} tiles are staged where {job.n_tiles} are "
+            "planned; run again to redo them."
+        )
+    mean = (total / job.n_tiles).astype(np.float32) if job.n_tiles else None
+    return sink.getvalue(), coordinates, mean
+
+
+def _row_groups(job: CommitJob) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    rows = 0
+    for shard in range(job.n_shards):
+        fragment = get_fragment(
+            job.output, job.layout, job.footer.slide_id, job.footer.plan_fp, shard
+        )
+        waiting.append(fragment.replace_schema_metadata(None))
+        rows += fragment.num_rows
+        if rows >= ROW_GROUP_TILES:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _output_rows(
+    group: pa.Table, vectors: npt.NDArray[np.float16], job: CommitJob, schema: pa.Schema
+) -> pa.Table:
+    n = group.num_rows
+    ids = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(n, np.int32)), pa.array([job.footer.slide_id])
+    )
+    flat = pa.array(vectors.astype(np.float32).reshape(-1))
+    return pa.Table.from_arrays(
+        [
+            ids,
+            *(group[name] for name in ("tile", "x", "y", "tissue")),
+            pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
+        ],
+        schema=schema,
+    )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The file that stands where a slide's output belongs."""
+
+    footer: Footer | None
+    """Its footer; None when the file is not one of ours."""
+    coordinates: pa.Table | None
+    """Its tile/x/y columns."""
+    data: pq.ParquetFile | None
+
+    def same_input(self, job: CommitJob) -> bool:
+        """Made by the same recipe from the same input."""
+        mine = self.footer
+        return mine is not None and (mine.recipe_fp, mine.input_fp) == (
+            job.footer.recipe_fp,
+            job.footer.input_fp,
+        )
+
+    def equivalent(self, job: CommitJob, coordinates: pa.Table) -> bool:
+        """The same tiles of the same input; vectors of two attempts may differ in bits."""
+        mine = self.coordinates
+        return (
+            mine is not None
+            and self.same_input(job)
+            and all(coordinates[name].equals(mine[name]) for name in ("tile", "x", "y"))
+        )
+
+    def mean(self) -> npt.NDArray[np.float32] | None:
+        """Mean of its vectors, float32 [D]."""
+        if self.data is None or self.data.metadata.num_rows == 0:
+            return None
+        total: Any = 0.0
+        for batch in self.data.iter_batches(columns=["embedding"]):
+            values = batch.column(0).flatten().to_numpy()
+            total = total + values.reshape(batch.num_rows, -1).sum(axis=0, dtype=np.float64)
+        return np.asarray(total / self.data.metadata.num_rows, np.float32)
+
+
+def read_standing(job: CommitJob) -> Standing | None:
+    """What stands under the job's key; None when nothing does."""
+    try:
+        info = job.output.head(job.key)
+        source = job.output.open_file(job.key, etag=info.etag, size_bytes=info.size_bytes)
+        file = pq.ParquetFile(source)
+        table = file.read(columns=["tile", "x", "y"]).replace_schema_metadata(None)
+    except NotFoundError:
+        return None
+    except (pa.ArrowException, KeyError, OSError):
+        return Standing(None, None, None)
+    return Standing(Footer.from_metadata(file.schema_arrow.metadata), table, file)
+
+
+def _put_once(job: CommitJob, data: bytes, coordinates: pa.Table) -> Standing | None:
+    """Put the file; None when it is ours, else the equivalent one of the attempt that won."""
+    for attempt in range(PUT_ATTEMPTS):
+        try:
+            if job.replace_etag is not None:
+                job.output.put(job.key, data, if_match=job.replace_etag)
+                return None
+            if job.conditional:
+                job.output.put(job.key, data, if_absent=True)
+                return None
+            standing = read_standing(job)
+            if standing is None:
+                job.output.put(job.key, data)
+                return None
+        except (PreconditionError, UnreachableError) as error:
+            standing = read_standing(job)
+            if standing is None:
+                if attempt == PUT_ATTEMPTS - 1:
+                    raise
+                continue
+            if isinstance(error, UnreachableError) and not standing.same_input(job):
+                raise
+        if standing.equivalent(job, coordinates):
+            return standing
+        break
+    refuge = job.layout.quarantine(job.footer.slide_id, job.record.run)
+    job.output.put(refuge, data)
+    raise CommitConflictError(
+        f"{job.footer.slide_id}: a different file already stands at {job.output.uri_of(job.key)}; "
+        f"ours is kept at {job.output.uri_of(refuge)}: compare them and delete the wrong one."
+    )

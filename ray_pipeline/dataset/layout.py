@@ -1,0 +1,128 @@
+"""Where everything lies in an output. One function per kind of object; no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, unquote
+
+EMBEDDINGS_FILE = "embeddings.parquet"
+"""Name of a slide's one file."""
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""Folder value of an absent partition value, as Hive and its readers spell it."""
+
+
+def folder_name(value: str) -> str:
+    """`value` percent-encoded so that it is one path segment and never `.` or `..`."""
+    encoded = quote(value, safe="")
+    return encoded.replace(".", "%2E") if set(encoded) == {"."} else encoded
+
+
+def original_name(segment: str) -> str:
+    """The value that `folder_name` encoded."""
+    return unquote(segment)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Keys below the output's root for one recipe."""
+
+    recipe_fp: str
+    """Fingerprint of the recipe."""
+
+    @property
+    def state(self) -> str:
+        """Folder of all that is not for readers."""
+        return f"_state/recipe={self.recipe_fp}"
+
+    @property
+    def embeddings(self) -> str:
+        """Folder of the recipe's embeddings."""
+        return f"embeddings/recipe={self.recipe_fp}"
+
+    @property
+    def recipe(self) -> str:
+        """The recipe in full."""
+        return f"{self.state}/recipe.json"
+
+    @property
+    def slides_table(self) -> str:
+        """The recipe's slides table."""
+        return f"slides/recipe={self.recipe_fp}/slides.parquet"
+
+    @property
+    def staging(self) -> str:
+        """Folder of fragments."""
+        return f"{self.state}/staging"
+
+    @property
+    def records(self) -> str:
+        """Folder of slide records."""
+        return f"{self.state}/slides"
+
+    @property
+    def done(self) -> str:
+        """Folder of the keys that mark finished slides."""
+        return f"{self.state}/done"
+
+    def output(self, slide_id: str, partitions: Mapping[str, Any]) -> str:
+        """The slide's one Parquet file; `partitions` become folders above `slide=`."""
+        levels = [
+            f"{name}={HIVE_NULL if value is None else folder_name(str(value))}"
+            for name, value in partitions.items()
+        ]
+        return "/".join(
+            [self.embeddings, *levels, f"slide={folder_name(slide_id)}", EMBEDDINGS_FILE]
+        )
+
+    def fragments(self, slide_id: str, plan_fp: str) -> str:
+        """Folder of the fragments of one plan of the slide."""
+        return f"{self.staging}/{folder_name(slide_id)}/{plan_fp}"
+
+    def fragment(self, slide_id: str, plan_fp: str, shard: int) -> str:
+        """One shard's embeddings."""
+        return f"{self.fragments(slide_id, plan_fp)}/{shard:06d}.arrow"
+
+    def record(self, slide_id: str) -> str:
+        """The slide's record."""
+        return f"{self.records}/{folder_name(slide_id)}.json"
+
+    def done_key(self, slide_id: str, input_fp: str) -> str:
+        """The empty key saying that the slide is finished for this input."""
+        return f"{self.done}/{folder_name(slide_id)}/{input_fp}"
+
+    def quarantine(self, slide_id: str, run: str) -> str:
+        """Where a file goes that would have overwritten a different one."""
+        return f"{self.state}/quarantine/{folder_name(slide_id)}/{run}.parquet"
+
+    def run(self, run: str) -> str:
+        """The report of one run."""
+        return f"{self.state}/runs/{run}.json"
+
+
+def probe_key(run: str) -> str:
+    """A key that only this run writes, to learn what the store can do."""
+    return f"_state/probe/{run}"
+
+
+def identity_key(cache_key: str) -> str:
+    """Where the encoder identity of known weights is remembered, so that nothing reloads them."""
+    return f"_state/encoders/{cache_key}.json"
+
+
+def recipe_of_key(key: str) -> str | None:
+    """The recipe fingerprint in a key below `embeddings/`, `slides/` or `_state/`, if any."""
+    for segment in key.split("/"):
+        if segment.startswith("recipe="):
+            return segment.removeprefix("recipe=")
+    return None
+
+
+def slide_of_output(key: str) -> str | None:
+    """The slide_id in the key of an embeddings file, or None for any other key."""
+    segments = key.split("/")
+    if len(segments) < 2 or segments[-1] != EMBEDDINGS_FILE:
+        return None
+    name = segments[-2]
+    return original_name(name.removeprefix("slide=")) if name.startswith("slide=") else None

@@ -1,0 +1,104 @@
+"""One small JSON record per slide and recipe: how the slide ended, and what it cost."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.errors import NotFoundError
+from ray_pipeline.store import Store
+
+GETS_AT_ONCE = 32
+"""Records fetched concurrently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideRecord:
+    """How one slide ended. `status` is done, empty (no tissue), failed or skipped."""
+
+    slide_id: str
+    """The slide's id."""
+    uri: str
+    """Where its bytes lie."""
+    status: str
+    """done | empty | failed | skipped."""
+    run: str
+    """The run that wrote this record."""
+    etag: str = ""
+    """Version of the source."""
+    size_bytes: int = 0
+    """Size of the source, bytes."""
+    input_fp: str = ""
+    """Fingerprint of the source as read."""
+    plan_fp: str = ""
+    """Fingerprint of the tile plan."""
+    n_tiles: int = 0
+    """Rows of the slide's file."""
+    stage: str | None = None
+    """Stage in which it failed."""
+    error_kind: str | None = None
+    """Stable name of the error."""
+    reason: str | None = None
+    """One sentence."""
+    seconds: float = 0.0
+    """Time spent reading and encoding, summed over shards, seconds."""
+    gets: int = 0
+    """Ranged GETs for this slide in the run."""
+    bytes_fetched: int = 0
+    """Bytes fetched for this slide in the run."""
+    output: str | None = None
+    """Key of the slide's file below the output's root."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Vendor, sizes, mpp, level, mask numbers."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """The manifest's further columns."""
+    mean_embedding: str | None = None
+    """Mean of the slide's vectors: base64 of little-endian float32 [D]; None without tiles."""
+    finished_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    """UTC time of the record."""
+
+    def to_bytes(self) -> bytes:
+        """As stored."""
+        return json.dumps(asdict(self), sort_keys=True, default=str).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SlideRecord:
+        """Back from `to_bytes`; fields of later versions are dropped."""
+        known = cls.__dataclass_fields__
+        return cls(**{k: v for k, v in json.loads(data).items() if k in known})
+
+
+def encode_vector(vector: npt.NDArray[np.floating[Any]]) -> str:
+    """A vector as base64 of little-endian float32."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def decode_vector(text: str) -> npt.NDArray[np.float32]:
+    """float32 [D] back from `encode_vector`."""
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+
+
+def put_record(output: Store, layout: Layout, record: SlideRecord) -> None:
+    """Write the slide's record, replacing an earlier one."""
+    output.put(layout.record(record.slide_id), record.to_bytes())
+
+
+def get_records(output: Store, keys: list[str]) -> list[SlideRecord]:
+    """Read records by key, many at once; keys that vanished meanwhile are left out."""
+
+    def read(key: str) -> SlideRecord | None:
+        try:
+            return SlideRecord.from_bytes(output.get(key))
+        except NotFoundError:
+            return None
+
+    with ThreadPoolExecutor(GETS_AT_ONCE) as pool:
+        return [record for record in pool.map(read, keys) if record is not None]

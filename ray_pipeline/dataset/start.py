@@ -1,0 +1,127 @@
+"""Before anything runs: what the output's store can do, which recipe it holds, what is finished."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_pipeline.dataset.layout import Layout, original_name, probe_key, slide_of_output
+from ray_pipeline.dataset.schema import SLIDE_COLUMNS, Footer, embeddings_schema
+from ray_pipeline.dataset.staging import list_staged
+from ray_pipeline.errors import (
+    NotFoundError,
+    PreconditionError,
+    RecipeMismatchError,
+    SettingsError,
+    UnsupportedError,
+)
+from ray_pipeline.store import Store
+
+
+def probe_conditional(output: Store, run: str) -> bool:
+    """Whether the store honours `If-None-Match: *`, learnt by writing one key twice.
+
+    Raises the store's error when the output can't be written at all.
+    """
+    key = probe_key(run)
+    try:
+        try:
+            output.put(key, b"1", if_absent=True)
+        except UnsupportedError:
+            output.put(key, b"1")
+            return False
+        try:
+            output.put(key, b"2", if_absent=True)
+        except PreconditionError:
+            return True
+        return False
+    finally:
+        output.delete([key])
+
+
+def claim_recipe(
+    output: Store, layout: Layout, recipe: dict[str, Any], partition_by: Sequence[str]
+) -> None:
+    """Write `recipe.json` once; raise RecipeMismatchError when a different one stands there."""
+    mine = {"recipe": recipe, "partition_by": list(partition_by)}
+    try:
+        standing = json.loads(output.get(layout.recipe))
+    except NotFoundError:
+        text = json.dumps(mine, indent=1, sort_keys=True).encode()
+        try:
+            output.put(layout.recipe, text, if_absent=True)
+            return
+        except UnsupportedError:
+            output.put(layout.recipe, text)
+            return
+        except PreconditionError:
+            standing = json.loads(output.get(layout.recipe))
+    if standing.get("partition_by", []) != mine["partition_by"]:
+        raise RecipeMismatchError(
+            f"partition_by: {list(partition_by)}: {output.uri} was begun with "
+            f"{standing.get('partition_by', [])}, and its folders can't change; use that, "
+            "or another output."
+        )
+    if standing.get("recipe") != mine["recipe"]:
+        raise RecipeMismatchError(
+            f"{output.uri_of(layout.recipe)} holds another recipe under the same fingerprint; "
+            "use another output."
+        )
+
+
+def check_partitions(partition_by: Sequence[str], attributes: Sequence[str]) -> None:
+    """Refuse partition columns that the manifest lacks or that readers could not tell apart."""
+    taken = {*embeddings_schema(1).names, "recipe", "slide"}
+    for name in partition_by:
+        if name in taken:
+            raise SettingsError(f"partition_by: '{name}' is taken; use another column name.")
+        if name not in attributes:
+            known = ", ".join(attributes) or "none"
+            raise SettingsError(f"partition_by: no manifest column '{name}' (there are: {known}).")
+    for name in attributes:
+        if name in SLIDE_COLUMNS.names:
+            raise SettingsError(f"manifest column '{name}' is one of ours; give it another name.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputState:
+    """What an output already holds for one recipe, by three LISTs."""
+
+    done: dict[str, set[str]]
+    """slide_id -> input fingerprints it is finished for."""
+    outputs: dict[str, str]
+    """slide_id -> key of its file."""
+    staged: dict[str, dict[str, list[int]]]
+    """slide_id -> plan_fp -> staged shards."""
+    etags: dict[str, str] = field(default_factory=dict)
+    """slide_id -> version of its file."""
+
+
+def read_state(output: Store, layout: Layout) -> OutputState:
+    """List what is finished, what stands and what is staged."""
+    done: dict[str, set[str]] = defaultdict(set)
+    for info in output.list(layout.done):
+        slide, _, input_fp = info.key.removeprefix(layout.done).strip("/").rpartition("/")
+        done[original_name(slide)].add(input_fp)
+    outputs, etags = {}, {}
+    for info in output.list(layout.embeddings):
+        slide_id = slide_of_output(info.key)
+        if slide_id is not None:
+            outputs[slide_id], etags[slide_id] = info.key, info.etag
+    return OutputState(
+        done=dict(done), outputs=outputs, etags=etags, staged=list_staged(output, layout)
+    )
+
+
+def read_footer(output: Store, key: str) -> Footer | None:
+    """The footer of a file in the output; None when it is not one of ours."""
+    try:
+        return Footer.from_metadata(pq.read_schema(output.open_file(key)).metadata)
+    except (pa.ArrowException, NotFoundError, OSError):
+        return None

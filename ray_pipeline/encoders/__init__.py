@@ -1,0 +1,1 @@
+"""Uint8 pixels to vectors: what a model is, its weights, and running it."""

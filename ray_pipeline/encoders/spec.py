@@ -1,0 +1,136 @@
+"""What an encoder is: its registry entry, and the identity that goes into a recipe.
+
+Plain values only. Reading a spec or an identity imports neither torch nor timm, and needs no
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+"""What a user can ask for; `auto` is resolved by the device's abilities."""
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What matrix products are computed in; norms, residuals and softmax sums stay in fp32."""
+Pooling = Literal["cls"]
+"""`cls`: the class token after the final norm; register and patch tokens are not looked at."""
+Rgb = tuple[float, float, float]
+"""One number per channel: red, green, blue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How uint8 pixels become the network's input: `(pixel / scale - mean) / std`, in fp32."""
+
+    tile_px: int
+    """Side of the square input, pixels; tiles of any other size are refused."""
+    mean: Rgb
+    """Subtracted, per channel, in units of 0..1."""
+    std: Rgb
+    """Divided by, per channel, in units of 0..1."""
+    scale: float = 255.0
+    """Pixel value that maps to 1."""
+    resize: Literal["none"] = "none"
+    """Tiles are read at the model's own size, never resized here."""
+    crop: Literal["none"] = "none"
+    """Tiles are never cropped: the network sees the whole square that was planned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A registry entry: all there is to know of a model before its weights are at hand."""
+
+    name: str
+    """What users write: `--model NAME`."""
+    arch: str
+    """Name of the architecture in timm's registry."""
+    arch_kwargs: Mapping[str, int | float | bool] = field(hash=False)
+    """Keyword arguments of `timm.create_model`, complete."""
+    tile_px: int
+    """Side of the square input, pixels."""
+    mpp: float
+    """Microns per pixel the model was trained at."""
+    mean: Rgb
+    """Per-channel mean of training pixels, in units of 0..1."""
+    std: Rgb
+    """Per-channel standard deviation of training pixels, in units of 0..1."""
+    dim: int
+    """Length of an embedding."""
+    pooling: Pooling
+    """How tokens become one embedding."""
+    prefix_tokens: int
+    """Tokens before the patch tokens: the class token and the registers."""
+    tokens: int
+    """All tokens of one tile: prefix and patches."""
+    parameters: int
+    """Count of parameters."""
+    licence: str
+    """SPDX identifier of the weights' licence."""
+    gated: bool = False
+    """Whether the hub asks for an accepted agreement before it gives the weights."""
+    hub_id: str | None = None
+    """Repository on the Hugging Face hub; None: no weights exist, they are always random."""
+    revision: str = "main"
+    """Branch or commit of the hub repository; `weights_sha256` is what pins the content."""
+    weights_file: str | None = None
+    """Name of the weights file in the hub repository; given wherever `hub_id` is."""
+    weights_sha256: str | None = None
+    """SHA-256 of that file, hex; None: not known."""
+    description: str
+    """One line for `historay models`."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How this model's tiles are normalised."""
+        return Preprocessing(tile_px=self.tile_px, mean=self.mean, std=self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderIdentity:
+    """Everything of an encoder that determines its vectors; part of the recipe."""
+
+    model: str
+    """Name in the registry."""
+    weights_digest: str
+    """`tensors.weights_digest` of the weights, hex: the same for a `.bin` and its safetensors."""
+    meaningful: bool
+    """False where the weights are random: the vectors are for trials only."""
+    precision: Precision
+    """As resolved on an encoder's node."""
+    preprocessing: Preprocessing
+    """From uint8 pixels to the network's input."""
+    pooling: Pooling
+    """From tokens to the vector."""
+    dim: int
+    """Length of an embedding."""
+
+    @classmethod
+    def of(
+        cls, spec: ModelSpec, *, weights_digest: str, meaningful: bool, precision: Precision
+    ) -> Self:
+        """The identity of `spec` with weights whose digest is known."""
+        return cls(
+            model=spec.name,
+            weights_digest=weights_digest,
+            meaningful=meaningful,
+            precision=precision,
+            preprocessing=spec.preprocessing,
+            pooling=spec.pooling,
+            dim=spec.dim,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; `from_json` gives an equal identity back."""
+        values = asdict(self)
+        preprocessing = values["preprocessing"]
+        preprocessing.update(mean=list(self.preprocessing.mean), std=list(self.preprocessing.std))
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The identity that `to_json` wrote. Raises KeyError or TypeError on any other fields."""
+        nested = dict(values["preprocessing"])
+        nested.update(mean=tuple(nested["mean"]), std=tuple(nested["std"]))
+        return cls(**{**values, "preprocessing": Preprocessing(**nested)})

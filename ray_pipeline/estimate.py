@@ -1,0 +1,99 @@
+"""`historay plan`: what a job would do and cost, from the overviews alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from ray_pipeline.errors import SlideError, StoreError
+from ray_pipeline.plan import plan_slide
+from ray_pipeline.recipe import tiling_of, tissue_rule_of
+from ray_pipeline.rows import Failure
+from ray_pipeline.settings import JobSettings
+from ray_pipeline.slides.slide import open_slide
+from ray_pipeline.sources import SlideSource, find_slides
+
+SLIDES_AT_ONCE = 4
+"""Slides planned concurrently: the work is mostly waiting for the store."""
+H100_TILES_PER_S = 850.0
+"""Expected pace of h-optimus-0 on one H100, compiled fp16; see ARCHITECTURE.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideEstimate:
+    """What one slide would take."""
+
+    slide_id: str
+    """The slide's id."""
+    uri: str
+    """Where it lies."""
+    n_tiles: int = 0
+    """Tiles that would be kept."""
+    level: int | None = None
+    """Level that would be read."""
+    mpp_achieved: float | None = None
+    """Microns per pixel of the tiles."""
+    fetch_bytes: int = 0
+    """Compressed bytes under the kept tiles, plus what planning fetched."""
+    failure: Failure | None = None
+    """Why it would fail, if so."""
+
+
+def estimate_slides(settings: JobSettings) -> Iterator[SlideEstimate]:
+    """One estimate per slide of the job, in slide_id order."""
+    sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
+    tiling_of(settings)
+    with ThreadPoolExecutor(SLIDES_AT_ONCE) as pool:
+        yield from pool.map(lambda source: _estimate(source, settings), sources)
+
+
+def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:
+    nothing = SlideEstimate(slide_id=source.slide_id, uri=source.uri)
+    if source.error is not None:
+        failure = Failure.of("list", source.error)
+        return SlideEstimate(**{**vars(nothing), "failure": failure})
+    try:
+        slide = open_slide(
+            source.uri,
+            slide_id=source.slide_id,
+            etag=source.etag,
+            mpp_override=source.mpp_override,
+        )
+        try:
+            plan = plan_slide(
+                slide,
+                tiling_of(settings),
+                tissue_rule_of(settings),
+                max_tiles=settings.max_tiles_per_slide,
+            )
+            level = plan.geometry.level
+            compressed = slide.compressed_bytes(
+                level=level, xy=plan.xy, side_px=plan.geometry.side_px
+            )
+            return SlideEstimate(
+                slide_id=source.slide_id,
+                uri=source.uri,
+                n_tiles=plan.n_tiles,
+                level=level,
+                mpp_achieved=plan.geometry.mpp_achieved,
+                fetch_bytes=compressed + slide.bytes_fetched,
+            )
+        finally:
+            slide.close()
+    except (SlideError, StoreError) as error:
+        return SlideEstimate(**{**vars(nothing), "failure": Failure.of("plan", error)})
+
+
+def summary(estimates: list[SlideEstimate], tiles_per_s: float) -> dict[str, object]:
+    """Totals of a job, as `plan --json` prints them."""
+    tiles = sum(estimate.n_tiles for estimate in estimates)
+    return {
+        "slides": len(estimates),
+        "slides_failed": sum(estimate.failure is not None for estimate in estimates),
+        "tiles": tiles,
+        "fetch_bytes": sum(estimate.fetch_bytes for estimate in estimates),
+        "tiles_per_s": tiles_per_s,
+        "gpu_hours": round(tiles / tiles_per_s / 3600, 4),
+        "per_slide": [asdict(estimate) for estimate in estimates],
+    }

@@ -1,0 +1,77 @@
+"""The driver's bookkeeping: which slides are whole. Counters only, never pixels or vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_pipeline.rows import Failure, ShardRow
+
+
+@dataclass
+class SlideTally:
+    """What has arrived of one slide."""
+
+    header: dict[str, Any] | None = None
+    """The header row's info, once it came."""
+    shards: set[int] = field(default_factory=set)
+    """Distinct shards that are staged."""
+    failure: Failure | None = None
+    """The first failure any row told."""
+    seconds: float = 0.0
+    """Seconds spent on planning, reading and encoding."""
+    gets: int = 0
+    """Ranged GETs."""
+    bytes_fetched: int = 0
+    """Bytes fetched."""
+
+    @property
+    def whole(self) -> bool:
+        """Header and every shard are there."""
+        return self.header is not None and len(self.shards) == self.header["n_shards"]
+
+
+class Ledger:
+    """Counts distinct shards per slide and says when a slide has come to its end.
+
+    Rows may come in any order and more than once (a restarted task repeats itself).
+    """
+
+    def __init__(self, slide_ids: Iterable[str]) -> None:
+        self._open: dict[str, SlideTally | None] = dict.fromkeys(slide_ids)
+        self.tiles = 0
+        """Tiles staged in this run."""
+        self.tiles_planned = 0
+        """Tiles of all slides whose header came, less those staged by earlier runs."""
+
+    def add(self, row: ShardRow) -> SlideTally | None:
+        """Take one row in; returns the slide's tally when this row ended the slide."""
+        if row.slide_id not in self._open:
+            return None  # a repeat, or a late shard of a slide that has already failed
+        tally = self._open[row.slide_id]
+        if tally is None:
+            tally = self._open[row.slide_id] = SlideTally()
+        tally.seconds += row.info.get("seconds", 0.0)
+        tally.gets += row.info.get("gets", 0)
+        tally.bytes_fetched += row.info.get("bytes_fetched", 0)
+        if row.failure is not None:
+            tally.failure = row.failure
+        elif row.is_header:
+            if tally.header is None:
+                tally.header = row.info
+                tally.shards.update(row.info["staged"])
+                staged_tiles = len(row.info["staged"]) / max(1, row.info["n_shards"])
+                self.tiles_planned += round(row.info["n_tiles"] * (1 - staged_tiles))
+        elif row.shard not in tally.shards:
+            tally.shards.add(row.shard)
+            self.tiles += row.info["n"]
+        if tally.failure is None and not tally.whole:
+            return None
+        del self._open[row.slide_id]
+        return tally
+
+    def unfinished(self) -> Iterator[tuple[str, SlideTally]]:
+        """Slides that have not come to an end, with what arrived of them."""
+        for slide_id, tally in self._open.items():
+            yield slide_id, tally or SlideTally()

@@ -1,0 +1,430 @@
+"""The batch flow, and the one file that knows Ray.
+
+    slides to do -> PlanSlide -> ReadTiles -> EncodeTiles -> StageShard -> ledger -> commit_slide
+                    tasks        CPU actors    GPU actors     tasks         driver    tasks
+
+One row per shard crosses the graph; the driver sees a few bytes of each, counts, and launches the
+commit of a slide when all its shards are staged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from ray_pipeline.dataset.commit import CommitJob, commit_slide
+from ray_pipeline.dataset.identity import remembered_identity
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.records import SlideRecord
+from ray_pipeline.dataset.report import RunReport, versions
+from ray_pipeline.dataset.schema import Footer
+from ray_pipeline.dataset.slides_table import compact
+from ray_pipeline.dataset.start import (
+    OutputState,
+    check_partitions,
+    claim_recipe,
+    probe_conditional,
+    read_state,
+)
+from ray_pipeline.encoders.spec import EncoderIdentity
+from ray_pipeline.errors import ClusterError, DoesNotFitError, HistorayError, IncompleteError
+from ray_pipeline.ledger import Ledger, SlideTally
+from ray_pipeline.placement import (
+    COMMIT_CPUS,
+    PLAN_CPUS,
+    STAGE_CPUS,
+    Node,
+    Placement,
+    check_fit,
+    choose_placement,
+)
+from ray_pipeline.progress import Counts, Reporter
+from ray_pipeline.recipe import Recipe, recipe_of, tiling_of
+from ray_pipeline.rows import Failure, from_table
+from ray_pipeline.settings import JobSettings
+from ray_pipeline.sources import SlideSource, find_slides
+from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard
+from ray_pipeline.store import Store
+from ray_pipeline.worklist import Work, choose_work, record_failure
+
+COMMITS_IN_FLIGHT = 8
+"""Commit tasks at once: bounds memory on the nodes and load on the store."""
+PLAN_BLOCK_BYTES = 24 << 10
+"""Ray's block size. A planned shard is some 3 KB, so a block of plan rows is about eight shards:
+one reader's next work. A shard with pixels is larger than this and is a block by itself."""
+MOST_SLIDE_BLOCKS = 10_000
+"""Blocks of the graph's input: one slide each, until there are more slides than this."""
+ACTOR_START_DEATHS = 3
+"""Actors that may die while starting before the job gives up."""
+
+
+def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
+    """Embed every slide of the job that its output does not hold yet.
+
+    Slides that fail are in the report, each with its reason. Raises UsageError or StoreError when
+    the job can't start at all; nothing that was already written is ever lost.
+    """
+    started, run = time.monotonic(), _run_name()
+    tiling_of(settings)
+    sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
+    attributes = sorted({name for source in sources for name in source.attributes})
+    check_partitions(settings.partition_by, attributes)
+    output = Store.open(settings.output)
+    conditional = probe_conditional(output, run)
+    if not conditional:
+        reporter.say(
+            f"{output.uri} does not know conditional writes: files are whole there, but two "
+            "drivers at once may write the same slide twice; run one at a time."
+        )
+    connect()
+    nodes = cluster_nodes()
+    placement = choose_placement(settings, nodes)
+    try:
+        check_fit(placement, nodes)
+    except DoesNotFitError as error:
+        if not settings.autoscaling:
+            raise
+        reporter.say(f"waiting for the cluster to grow: {error}")
+    identity = resolve_identity(settings, output, placement)
+    if not identity.meaningful:
+        reporter.say(f"{identity.model} runs with made-up weights: these vectors mean nothing.")
+    recipe = recipe_of(settings, identity)
+    layout = Layout(recipe.fingerprint)
+    claim_recipe(output, layout, recipe.to_dict(), settings.partition_by)
+    state = read_state(output, layout)
+    work = choose_work(output, layout, sources, state, settings.retry)
+    report = RunReport(
+        run=run,
+        output=output.uri,
+        recipe_fp=recipe.fingerprint,
+        model=identity.model,
+        meaningful=identity.meaningful,
+        started_at=datetime.now(UTC).isoformat("T", "seconds"),
+        slides=len(sources),
+        slides_finished_before=work.finished,
+        conditional_store=conditional,
+        placement=asdict(placement),
+        versions=versions(),
+    )
+    job = _Job(settings, recipe, output, layout, state, report, reporter, work)
+    try:
+        job.run(placement)
+    finally:
+        report.seconds = round(time.monotonic() - started, 3)
+        compact(output, layout)
+        report.write(output, layout)
+    return report
+
+
+def connect() -> None:
+    """Join the cluster of `RAY_ADDRESS`, or start a local one."""
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if os.environ.get("RAY_ADDRESS"):
+            try:
+                ray.init(**quiet)
+            except ConnectionError:
+                raise ClusterError(
+                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: "
+                    "start one, or unset RAY_ADDRESS to run on this machine."
+                ) from None
+        else:
+            # Two at least: the actors and the tasks between them need that much room on paper.
+            cpus = max(2, len(os.sched_getaffinity(0)))
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+
+
+def cluster_nodes() -> list[Node]:
+    """The living nodes of the cluster and what each offers."""
+    return [
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory_bytes=int(node["Resources"].get("memory", 0)),
+        )
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+def resolve_identity(
+    settings: JobSettings, output: Store | None, placement: Placement
+) -> EncoderIdentity:
+    """The encoder's identity, resolved on a node of the kind that will run it.
+
+    A driver on a CPU head must not decide for GPUs. Raises WeightsError.
+    """
+    probe = ray.remote(num_cpus=0.1, num_gpus=placement.encoder_gpus)(remembered_identity)
+    reference = probe.remote(
+        output, settings.model, settings.weights, settings.precision, device_of(placement)
+    )
+    try:
+        identity: EncoderIdentity = ray.get(reference)
+    except RayTaskError as error:
+        raise _own(error) from None
+    return identity
+
+
+def device_of(placement: Placement) -> str:
+    """The device of the encoding actors: `cuda` or `cpu`."""
+    return "cuda" if placement.encoder_gpus > 0 else "cpu"
+
+
+def _own(error: RayError) -> HistorayError:
+    """The error of ours inside one of Ray's, or a ClusterError telling of Ray's in one sentence."""
+    inner: BaseException | None = error
+    while inner is not None:
+        cause = getattr(inner, "cause", None)
+        if isinstance(cause, HistorayError):
+            return cause
+        inner = cause if isinstance(cause, BaseException) else inner.__cause__
+    words = str(error).strip().splitlines()
+    return ClusterError(
+        f"Ray gave up on the job ({type(error).__name__}: {words[-1] if words else ''}); "
+        "what is done stays done: run again to go on."
+    )
+
+
+def _run_name() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+@dataclass
+class _Job:
+    """One run's moving parts on the driver."""
+
+    settings: JobSettings
+    recipe: Recipe
+    output: Store
+    layout: Layout
+    state: OutputState
+    report: RunReport
+    reporter: Reporter
+    work: Work
+    counts: Counts = field(default_factory=Counts)
+    commits: dict[Any, tuple[SlideSource, SlideTally]] = field(default_factory=dict)
+
+    def run(self, placement: Placement) -> None:
+        """Stream everything that is to do, commit what is whole, report what failed."""
+        todo = {source.slide_id: source for source in self.work.todo}
+        self.counts.slides = len(todo) + len(self.work.failures)
+        for source, failure in self.work.failures:
+            self._fail(source, failure, SlideTally())
+        if not todo:
+            return
+        self.report.encoders_loaded = placement.encoders
+        ledger = Ledger(todo)
+        started = time.monotonic()
+        with self.reporter:
+            try:
+                for table in self._stream(placement):
+                    for row in from_table(table):
+                        tally = ledger.add(row)
+                        self.counts.slides_planned += row.is_header
+                        if tally is not None:
+                            self._end(todo[row.slide_id], tally)
+                    self.counts.tiles, self.counts.tiles_planned = (
+                        ledger.tiles,
+                        ledger.tiles_planned,
+                    )
+                    self._collect(COMMITS_IN_FLIGHT - 1)
+                    self.reporter.show(self.counts)
+                for slide_id, tally in ledger.unfinished():
+                    self._end(todo[slide_id], tally)
+            except KeyboardInterrupt:
+                self.report.stopped = True
+            except RayError as error:
+                raise _own(error) from None
+            finally:
+                self._collect(0)
+                self.report.tiles = ledger.tiles
+                streamed = time.monotonic() - started
+                self.report.tiles_per_s = round(ledger.tiles / streamed, 2)
+                self.reporter.show(self.counts, final=True)
+
+    def _stream(self, placement: Placement) -> Iterator[Any]:
+        """The graph; yields small Arrow tables of finished rows."""
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context.max_consecutive_actor_init_deaths = ACTOR_START_DEATHS
+        # Sizing blocks here, not by repartition(), whose tasks would hold a whole CPU each.
+        context.target_max_block_size = PLAN_BLOCK_BYTES
+        settings, recipe = self.settings, self.recipe
+        plan = PlanSlide(recipe.tiling, recipe.tissue, settings.max_tiles_per_slide)
+        encoder = {
+            "identity": recipe.encoder,
+            "weights": settings.weights,
+            "device": device_of(placement),
+            "batch_size": settings.batch_size,
+            "threads": placement.threads,
+        }
+        on_gpu = placement.encoder_gpus > 0
+        tasks = [self._task(source) for source in self.work.todo]
+        rows = (
+            ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_SLIDE_BLOCKS))
+            .map_batches(plan.__call__, batch_size=1, batch_format="pyarrow", num_cpus=PLAN_CPUS)
+            .map_batches(
+                ReadTiles,
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=_pool(placement.readers),
+                num_cpus=placement.reader_cpus,
+            )
+            .map_batches(
+                EncodeTiles,
+                fn_constructor_kwargs=encoder,
+                batch_size=4 if on_gpu else 1,
+                batch_format="pyarrow",
+                compute=_pool(placement.encoders),
+                num_cpus=placement.encoder_cpus,
+                num_gpus=placement.encoder_gpus if on_gpu else None,
+            )
+            .map_batches(
+                StageShard(self.output, recipe.fingerprint).__call__,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=STAGE_CPUS,
+            )
+        )
+        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+    def _task(self, source: SlideSource) -> dict[str, str]:
+        task = {
+            "slide_id": source.slide_id,
+            "uri": source.uri,
+            "etag": source.etag,
+            "mpp_override": source.mpp_override,
+            "staged": self.state.staged.get(source.slide_id, {}),
+        }
+        return {"slide": json.dumps(task)}
+
+    def _end(self, source: SlideSource, tally: SlideTally) -> None:
+        if tally.failure is not None:
+            self._fail(source, tally.failure, tally)
+        elif not tally.whole:
+            error = IncompleteError(
+                f"{source.slide_id}: {len(tally.shards)} shards arrived before the stream ended; "
+                "run again to do the rest."
+            )
+            self._fail(source, Failure.of("stage", error), tally)
+        else:
+            self._collect(COMMITS_IN_FLIGHT - 1)
+            job = self._commit_job(source, tally)
+            reference = _commit.options(memory=_commit_memory(job)).remote(job)
+            self.commits[reference] = (source, tally)
+
+    def _commit_job(self, source: SlideSource, tally: SlideTally) -> CommitJob:
+        header = tally.header or {}
+        record = self._record(source, tally, status="done")
+        changed = source.slide_id in self.work.replacing
+        return CommitJob(
+            output=self.output,
+            record=record,
+            n_shards=header["n_shards"],
+            n_tiles=header["n_tiles"],
+            dim=self.recipe.encoder.dim,
+            conditional=self.report.conditional_store,
+            replace_etag=self.state.etags.get(source.slide_id) if changed else None,
+            stale_done=tuple(self.work.replacing.get(source.slide_id, ())),
+            partitions={n: source.attributes.get(n) for n in self.settings.partition_by},
+            footer=Footer(
+                recipe=self.recipe.to_dict(),
+                recipe_fp=self.recipe.fingerprint,
+                slide_id=source.slide_id,
+                uri=source.uri,
+                etag=source.etag,
+                input_fp=source.input_fp,
+                plan_fp=header["plan_fp"],
+                mpp_used=header["facts"]["mpp_used"],
+                mpp_achieved=header["facts"]["mpp_achieved"],
+                level=header["facts"]["level"],
+                version=self.report.versions["historay"],
+                warning="" if self.recipe.encoder.meaningful else MEANINGLESS,
+            ),
+        )
+
+    def _record(self, source: SlideSource, tally: SlideTally, *, status: str) -> SlideRecord:
+        header = tally.header or {}
+        return SlideRecord(
+            slide_id=source.slide_id,
+            uri=source.uri,
+            status=status,
+            run=self.report.run,
+            etag=source.etag,
+            size_bytes=source.size_bytes,
+            input_fp=source.input_fp,
+            plan_fp=header.get("plan_fp", ""),
+            seconds=round(tally.seconds, 3),
+            gets=tally.gets,
+            bytes_fetched=tally.bytes_fetched,
+            facts=header.get("facts", {}),
+            attributes=source.attributes,
+        )
+
+    def _collect(self, leave: int) -> None:
+        """Take in finished commits; wait until at most `leave` are in flight."""
+        while self.commits:
+            waiting = list(self.commits)
+            timeout = None if len(waiting) > leave else 0
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout)
+            if not ready:
+                return
+            source, tally = self.commits.pop(ready[0])
+            try:
+                record: SlideRecord = ray.get(ready[0])
+            except RayError as error:
+                self._fail(source, Failure.of("commit", _own(error)), tally)
+                continue
+            self.report.slides_done += 1
+            self.report.slides_empty += record.status == "empty"
+            self.report.gets += tally.gets
+            self.report.bytes_fetched += tally.bytes_fetched
+            self.counts.slides_done += 1
+
+    def _fail(self, source: SlideSource, failure: Failure, tally: SlideTally) -> None:
+        self.report.slides_failed += 1
+        self.report.failures.append(
+            {"slide_id": source.slide_id, "uri": source.uri, **asdict(failure)}
+        )
+        self.report.gets += tally.gets
+        self.report.bytes_fetched += tally.bytes_fetched
+        self.counts.slides_failed += 1
+        self.reporter.say(f"{source.slide_id} failed at {failure.stage}: {failure.reason}")
+        record = self._record(source, tally, status="failed")
+        record_failure(self.output, self.layout, self.work, record, failure)
+
+
+MEANINGLESS = "made-up weights: these vectors mean nothing"
+"""What log and footer say of random weights."""
+
+
+def _pool(size: int) -> ray.data.ActorPoolStrategy:
+    return ray.data.ActorPoolStrategy(min_size=size, max_size=size)
+
+
+def _commit_memory(job: CommitJob) -> int:
+    """Bytes a commit may take: twice the vectors as float16, and 256 MB for one row group."""
+    wanted = 2 * job.n_tiles * job.dim * 2 + (256 << 20)
+    largest = max((node.memory_bytes for node in cluster_nodes()), default=wanted)
+    return min(wanted, int(0.8 * largest)) if largest else wanted
+
+
+@ray.remote(num_cpus=COMMIT_CPUS, max_retries=3)
+def _commit(job: CommitJob) -> SlideRecord:
+    return commit_slide(job)

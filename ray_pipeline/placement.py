@@ -1,0 +1,114 @@
+"""Do the actors and task slots of a plan fit the nodes of a cluster? Pure arithmetic.
+
+Actors hold their CPUs for good, so pools that take them all leave nothing for the tasks between
+them, and the graph stands still without a word. Sums over the cluster lie when fractional CPUs
+are left over on each node, so the actors are packed node by node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ray_pipeline.errors import DoesNotFitError
+from ray_pipeline.settings import JobSettings
+
+PLAN_CPUS = 0.2
+"""CPUs of one planning task."""
+STAGE_CPUS = 0.1
+"""CPUs of one staging task."""
+COMMIT_CPUS = 0.1
+"""CPUs of one commit task."""
+READERS_PER_GPU = 12
+"""Most reading actors per GPU by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What one node offers."""
+
+    cpus: float
+    """CPUs Ray may hand out there."""
+    gpus: float = 0.0
+    """GPUs Ray may hand out there."""
+    memory_bytes: int = 0
+    """Memory Ray may hand out there, bytes; 0 when unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How many actors of each kind, and what each holds."""
+
+    readers: int
+    """Reading actors."""
+    reader_cpus: float
+    """CPUs of each."""
+    encoders: int
+    """Encoding actors."""
+    encoder_cpus: float
+    """CPUs of each."""
+    encoder_gpus: float
+    """GPUs of each."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of one encoder: its CPUs when it computes on them, else the library's choice."""
+        return max(1, int(self.encoder_cpus)) if self.encoder_gpus == 0 else None
+
+    def demands(self) -> list[tuple[str, float, float]]:
+        """(what, CPUs, GPUs) of everything that must run at once, the largest first."""
+        return [
+            *[("an encoding actor", self.encoder_cpus, self.encoder_gpus)] * self.encoders,
+            *[("a reading actor", self.reader_cpus, 0.0)] * self.readers,
+            ("a planning task", PLAN_CPUS, 0.0),
+            ("a staging task", STAGE_CPUS, 0.0),
+            ("a commit task", COMMIT_CPUS, 0.0),
+        ]
+
+
+def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
+    """Fill in what the settings leave open from what the cluster has."""
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    encoder_gpus = settings.encoder_gpus
+    if encoder_gpus is None:
+        encoder_gpus = 1.0 if gpus >= 1 else 0.0
+    if encoder_gpus > 0:
+        encoders = settings.encoders or max(1, int(gpus / encoder_gpus))
+        encoder_cpus = settings.encoder_cpus or 1.0
+    else:
+        encoders = settings.encoders or 1
+        largest = max((node.cpus for node in nodes), default=1.0)
+        encoder_cpus = settings.encoder_cpus or max(0.5, float(int(largest / encoders) - 1))
+    spare = cpus - encoders * encoder_cpus - PLAN_CPUS - STAGE_CPUS - COMMIT_CPUS
+    most = READERS_PER_GPU * encoders if encoder_gpus > 0 else 2 * encoders
+    readers = settings.readers or max(1, min(most, int(spare / settings.reader_cpus)))
+    return Placement(
+        readers=readers,
+        reader_cpus=settings.reader_cpus,
+        encoders=encoders,
+        encoder_cpus=encoder_cpus,
+        encoder_gpus=encoder_gpus,
+    )
+
+
+def check_fit(placement: Placement, nodes: Sequence[Node]) -> None:
+    """Raise DoesNotFitError, with the numbers, when not everything can run at once."""
+    free = [[node.cpus, node.gpus] for node in nodes]
+    for what, cpus, gpus in sorted(placement.demands(), key=lambda d: (-d[2], -d[1])):
+        # Work without a GPU goes to the fullest node without one first, as Ray prefers too.
+        fits = [f for f in free if f[0] >= cpus - 1e-9 and f[1] >= gpus - 1e-9]
+        if not fits:
+            need_cpus = sum(demand[1] for demand in placement.demands())
+            need_gpus = sum(demand[2] for demand in placement.demands())
+            have_cpus, have_gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+            raise DoesNotFitError(
+                f"no node has room for {what} ({cpus:g} CPUs, {gpus:g} GPUs): "
+                f"{placement.encoders} encoders x {placement.encoder_cpus:g} CPUs, "
+                f"{placement.readers} readers x {placement.reader_cpus:g} CPUs and the tasks need "
+                f"{need_cpus:g} CPUs and {need_gpus:g} GPUs at once, the cluster has {have_cpus:g} "
+                f"and {have_gpus:g} on {len(nodes)} nodes; lower encoders, readers or "
+                "encoder_cpus, or add nodes (autoscaling: true if it grows by itself)."
+            )
+        best = min(fits, key=lambda f: (f[1], f[0]))
+        best[0] -= cpus
+        best[1] -= gpus

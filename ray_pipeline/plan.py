@@ -1,0 +1,116 @@
+"""Slide -> tiles in read order -> shards. Reads the overview, keeps and writes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_pipeline.recipe import SHARD_TILES, fingerprint_of
+from ray_pipeline.slides.grid import (
+    ReadGeometry,
+    TilingRule,
+    choose_geometry,
+    grid_origins,
+    read_order,
+)
+from ray_pipeline.slides.slide import Slide
+from ray_pipeline.slides.tissue import TissueRule, find_tissue, tissue_fractions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilePlan:
+    """The tiles of one slide in read order, and how to read them."""
+
+    slide_id: str
+    """The slide's id within the job."""
+    geometry: ReadGeometry
+    """Level to read, tile side at that level, whether tiles are resampled."""
+    tile_px: int
+    """Side of a tile as the model takes it, px."""
+    xy: npt.NDArray[np.int32]
+    """Left top corner of each tile, level-0 px: int32 [n, 2]."""
+    tissue: npt.NDArray[np.float32]
+    """Share of each tile that is tissue, 0..1: float32 [n]."""
+    plan_fp: str
+    """Fingerprint of source version, geometry, coordinates, tissue and shard length."""
+    facts: dict[str, Any]
+    """What the slides table tells of the slide: sizes, mpp, level, mask numbers."""
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles of the plan."""
+        return len(self.xy)
+
+    @property
+    def n_shards(self) -> int:
+        """Shards of the plan."""
+        return -(-self.n_tiles // SHARD_TILES)
+
+    def shard(self, index: int) -> slice:
+        """Where shard `index` stands among the tiles."""
+        return slice(index * SHARD_TILES, min((index + 1) * SHARD_TILES, self.n_tiles))
+
+
+def plan_slide(
+    slide: Slide, tiling: TilingRule, tissue_rule: TissueRule, *, max_tiles: int | None = None
+) -> TilePlan:
+    """Find the slide's tissue on its overview and lay the tiles over it.
+
+    Raises TooCoarseError when even level 0 is coarser than `tiling.mpp`, and the reader's own
+    SlideError or StoreError while reading the overview.
+    """
+    geometry = choose_geometry(slide.levels, tiling, slide_id=slide.slide_id)
+    mask = find_tissue(slide.overview(tissue_rule.overview_mpp), slide.mpp.value, tissue_rule)
+    xy = grid_origins(slide.levels[0], geometry)
+    tissue = tissue_fractions(mask, xy, geometry.size_l0)
+    # A tile without any tissue is never kept, not even where min_tissue is 0.
+    kept = (tissue > 0) & (tissue >= tissue_rule.min_tissue)
+    xy, tissue = xy[kept], tissue[kept]
+    order = read_order(xy)[:max_tiles]
+    xy, tissue = np.ascontiguousarray(xy[order]), np.ascontiguousarray(tissue[order])
+    return TilePlan(
+        slide_id=slide.slide_id,
+        geometry=geometry,
+        tile_px=tiling.tile_px,
+        xy=xy,
+        tissue=tissue,
+        plan_fp=_plan_fingerprint(slide, geometry, tiling, xy, tissue),
+        facts={
+            "vendor": slide.vendor,
+            "width_px": slide.levels[0].width_px,
+            "height_px": slide.levels[0].height_px,
+            "mpp_found": slide.mpp.found,
+            "mpp_source": slide.mpp.source,
+            "mpp_used": slide.mpp.value,
+            "mpp_asked": tiling.mpp,
+            "mpp_achieved": geometry.mpp_achieved,
+            "level": geometry.level,
+            "resampled": geometry.resampled,
+            "tile_size_l0": geometry.size_l0,
+            "tissue_mm2": mask.tissue_mm2,
+            "mask": mask.numbers(),
+        },
+    )
+
+
+def _plan_fingerprint(
+    slide: Slide,
+    geometry: ReadGeometry,
+    tiling: TilingRule,
+    xy: npt.NDArray[np.int32],
+    tissue: npt.NDArray[np.float32],
+) -> str:
+    return fingerprint_of(
+        {
+            "etag": slide.etag,
+            "geometry": asdict(geometry),
+            "tile_px": tiling.tile_px,
+            "xy": hashlib.sha256(xy.astype("<i4").tobytes()).hexdigest(),
+            "tissue": hashlib.sha256(tissue.astype("<f4").tobytes()).hexdigest(),
+            "shard_tiles": SHARD_TILES,
+        }
+    )

@@ -1,0 +1,120 @@
+"""How a long run shows itself: a live bar on a terminal, a JSON line now and then elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+LINE_EVERY_S = 5.0
+"""Seconds between two JSON lines."""
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """Where a run stands."""
+
+    slides: int = 0
+    """Slides this run has to do."""
+    slides_done: int = 0
+    """Committed so far."""
+    slides_failed: int = 0
+    """Failed so far."""
+    slides_planned: int = 0
+    """Slides whose tiles are known."""
+    tiles: int = 0
+    """Tiles staged so far."""
+    tiles_planned: int = 0
+    """Tiles of the planned slides."""
+
+
+def seconds_left(counts: Counts, elapsed_s: float) -> float | None:
+    """Time to go at the pace so far, guessing unplanned slides at the mean of the planned ones."""
+    if counts.tiles == 0 or counts.slides_planned == 0:
+        return None
+    expected = counts.tiles_planned * counts.slides / counts.slides_planned
+    return max(0.0, (expected - counts.tiles) * elapsed_s / counts.tiles)
+
+
+class Reporter:
+    """Shows `Counts` on a stream (standard error), so that standard output stays for results."""
+
+    def __init__(self, stream: TextIO | None = None, every_s: float = LINE_EVERY_S) -> None:
+        self.stream = stream if stream is not None else sys.stderr
+        self.every_s = every_s
+        self.live = self.stream.isatty()
+        self._started = time.monotonic()
+        self._last = self._started
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self.live:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[facts]}"),
+            )
+            console = Console(file=self.stream)
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=console)
+            self._task = self._bar.add_task("embedding", total=None, facts="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, sentence: str) -> None:
+        """One line for the user, above the bar or as JSON."""
+        if self._bar is not None:
+            self._bar.console.print(sentence, highlight=False, markup=False)
+        elif self.live:
+            self.stream.write(sentence + "\n")
+        else:
+            self._line({"message": sentence})
+
+    def show(self, counts: Counts, *, final: bool = False) -> None:
+        """The state of the run; throttled unless `final`."""
+        now = time.monotonic()
+        if not final and now - self._last < (0.2 if self._bar is not None else self.every_s):
+            return
+        self._last = now
+        elapsed = now - self._started
+        left = seconds_left(counts, elapsed)
+        rate = counts.tiles / elapsed if elapsed > 0 else 0.0
+        if self._bar is None:
+            extra = {
+                "tiles_per_s": round(rate, 1),
+                "elapsed_s": round(elapsed, 1),
+                "left_s": None if left is None else round(left),
+            }
+            self._line({"progress": asdict(counts) | extra})
+            return
+        facts = (
+            f"slides {counts.slides_done}/{counts.slides}"
+            + (f" ({counts.slides_failed} failed)" if counts.slides_failed else "")
+            + f"  tiles {counts.tiles}  {rate:.0f} tiles/s"
+            + (f"  {left:.0f} s left" if left is not None else "")
+        )
+        ended = counts.slides_done + counts.slides_failed
+        share = counts.tiles / max(
+            1.0, counts.tiles_planned * counts.slides / max(1, counts.slides_planned)
+        )
+        complete = max(share, ended / max(1, counts.slides))
+        self._bar.update(self._task, total=1.0, completed=complete, facts=facts)
+
+    def _line(self, value: dict[str, object]) -> None:
+        self.stream.write(json.dumps(value) + "\n")
+        self.stream.flush()

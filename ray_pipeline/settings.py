@@ -1,0 +1,155 @@
+"""What a user can say about a job: one flat set of keys, the same in YAML and as flags.
+
+`tile_px: 224` in a YAML file and `--tile-px 224` on the command line mean the same; a flag wins
+over the file. Units stand in the names (`_px` pixels, `mpp` microns per pixel).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ray_pipeline.encoders.spec import AskedPrecision
+from ray_pipeline.errors import SettingsError
+from ray_pipeline.slides.tissue import TissueRule
+from ray_pipeline.store import Store, split_uri
+
+_TISSUE = TissueRule()
+
+
+class JobSettings(BaseModel):
+    """One embedding job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slides: list[str] = Field(
+        min_length=1,
+        description="Slides: a prefix, a glob, a slide's URI, or a CSV/Parquet manifest.",
+    )
+    output: str = Field(
+        min_length=1, description="Where the dataset goes: a prefix in object storage, or a folder."
+    )
+    model: str = Field(default="h-optimus-0", description="Model name; see `historay models`.")
+    weights: str | None = Field(
+        default=None,
+        description="A file or store URI of weights, or 'random'; default: the hub's local cache.",
+    )
+    precision: AskedPrecision = Field(
+        default="auto", description="Arithmetic of the encoder; auto takes the device's best."
+    )
+    mpp: float | None = Field(
+        default=None,
+        ge=0.05,
+        le=20,
+        description="Microns per pixel of a tile; default: the model's.",
+    )
+    tile_px: int | None = Field(
+        default=None, ge=14, le=4096, description="Side of a tile, pixels; default: the model's."
+    )
+    stride_px: int | None = Field(
+        default=None, ge=1, description="Step between tiles, tile pixels; default: the tile's side."
+    )
+    allow_off_spec: bool = Field(
+        default=False, description="Take a tiling the model was not made for (kept in the recipe)."
+    )
+    mpp_override: float | None = Field(
+        default=None,
+        ge=0.05,
+        le=20,
+        description="Microns per pixel of level 0 for all slides, whatever their files state.",
+    )
+    min_tissue: float = Field(
+        default=_TISSUE.min_tissue, ge=0, le=1, description="Least tissue share of a kept tile."
+    )
+    overview_mpp: float = Field(
+        default=_TISSUE.overview_mpp,
+        ge=1,
+        le=64,
+        description="Microns per pixel of the overview on which tissue is found.",
+    )
+    max_tiles_per_slide: int | None = Field(
+        default=None, ge=1, description="Keep only the first tiles of each slide: for trials."
+    )
+    partition_by: list[str] = Field(
+        default_factory=list, description="Manifest columns that become folders above `slide=`."
+    )
+    retry: list[str] = Field(
+        default_factory=list, description="Take just the slides that ended with these error kinds."
+    )
+    readers: int | None = Field(
+        default=None, ge=1, description="Reading actors; default: by the cluster."
+    )
+    reader_cpus: float = Field(default=0.5, gt=0, description="CPUs held by one reading actor.")
+    encoders: int | None = Field(
+        default=None, ge=1, description="Encoding actors; default: one per GPU, or one."
+    )
+    encoder_cpus: float | None = Field(
+        default=None, gt=0, description="CPUs held by one encoding actor; default: by the cluster."
+    )
+    encoder_gpus: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs held by one encoding actor; default: 1 where there are any.",
+    )
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Tiles of one forward pass; default: by the device.",
+    )
+    autoscaling: bool = Field(
+        default=False,
+        description="The cluster grows on demand: what doesn't fit yet is a warning, not an error.",
+    )
+
+
+def load_settings(config: str | None, flags: Mapping[str, Any]) -> JobSettings:
+    """Settings from a YAML file (path or store URI) overlaid by flags that are not None or empty.
+
+    Raises SettingsError naming the key, what is wrong with it and the mend.
+    """
+    said: dict[str, Any] = {}
+    if config is not None:
+        root, key = split_uri(config)
+        text = Store.open(root).get(key)
+        try:
+            loaded = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" at line {mark.line + 1}" if mark else ""
+            raise SettingsError(
+                f"{config} is no valid YAML{line}; mend it and run again."
+            ) from None
+        if not isinstance(loaded, dict):
+            raise SettingsError(f"{config} must hold keys and values, such as 'output: s3://...'.")
+        said.update(loaded)
+    said.update({key: value for key, value in flags.items() if value not in (None, [], ())})
+    if isinstance(said.get("slides"), str):
+        said["slides"] = [said["slides"]]
+    try:
+        return JobSettings(**said)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from None
+    except TypeError:
+        raise SettingsError(f"{config}: every key must be text.") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors(include_url=False, include_context=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, JobSettings.model_fields, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "see `historay embed --help`."
+            parts.append(f"'{key}' is no known key; {hint}")
+        elif problem["type"] == "missing":
+            parts.append(
+                f"'{key}' is missing; give it in the file or as --{key.replace('_', '-')}."
+            )
+        else:
+            parts.append(f"'{key}': {problem['msg']} (got {problem['input']!r}).")
+    return " ".join(parts)

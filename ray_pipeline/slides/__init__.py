@@ -1,0 +1,1 @@
+"""Cloud bytes to uint8 pixels: opening slides, finding tissue, reading tiles."""

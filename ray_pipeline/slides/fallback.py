@@ -1,0 +1,272 @@
+"""A slide read through tiffslide: every TIFF layout that tifffile knows, at tifffile's speed."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+from tiffslide import TiffSlide
+
+from ray_pipeline.errors import (
+    DamagedSlideError,
+    NotASlideError,
+    StoreError,
+    TooLargeError,
+)
+from ray_pipeline.ranged_file import RangedFile
+from ray_pipeline.slides.levels import Level, settle_mpp
+from ray_pipeline.slides.slide import Overview
+
+RESAMPLE_RULE = "sub-pixel box, antialiased triangle (Pillow 2-D BILINEAR), uint8"
+"""How a tile is made when its side at the level differs from the model's; stands in the recipe."""
+MOST_SIDE_PX = 1 << 20
+"""Longest side that is opened: four times the longest any scanner makes, at its finest."""
+MOST_RUN_TILES = 16
+"""Neighbouring tiles decoded together: bounds a region to some 4,000 px across."""
+STRIP_PX = 1 << 24
+"""Pixels of one strip while the overview is averaged: bounds it to 48 MB."""
+
+# What tifffile, tiffslide, zarr and imagecodecs (RuntimeError) raise over bytes that are not as
+# they should be.
+_PARSER_ERRORS = (
+    tifffile.TiffFileError,
+    zlib.error,
+    struct.error,
+    ParseError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class TiffSlideReader:
+    """A `Slide` behind tiffslide, over ranged GETs. Label and macro images are never touched."""
+
+    def __init__(
+        self, file: RangedFile, *, uri: str, slide_id: str, mpp_override: float | None
+    ) -> None:
+        """Parse the file's directory. Raises SlideError subclasses and StoreErrors."""
+        self.slide_id, self.uri = slide_id, uri
+        self.etag, self.size_bytes = file.etag, file.size_bytes
+        self._file = file
+        _check_magic(file, self._named())
+        try:
+            self._slide = TiffSlide(file)
+            with warnings.catch_warnings():
+                # "metadata parsing only partially implemented": what we need is checked below.
+                warnings.simplefilter("ignore", UserWarning)
+                properties: dict[str, Any] = dict(self._slide.properties)
+            self._series = _baseline_series(self._slide.ts_tifffile, properties)
+            dimensions = list(self._slide.level_dimensions)
+            downsamples = [float(value) for value in self._slide.level_downsamples]
+            pages = [self._page(index) for index in range(len(dimensions))]
+        except _PARSER_ERRORS as error:
+            raise DamagedSlideError(
+                f"{self._named()} starts like a TIFF but its directory can't be read "
+                f"({_short(error)}): it is cut short or damaged; upload it again."
+            ) from error
+        self._check_pages(pages, dimensions)
+        self.vendor = str(properties.get("tiffslide.vendor") or "generic-tiff")
+        self.mpp = settle_mpp(
+            slide_id,
+            properties.get("tiffslide.mpp-x"),
+            properties.get("tiffslide.mpp-y"),
+            mpp_override,
+        )
+        self.levels = tuple(
+            Level(
+                index=index,
+                width_px=width,
+                height_px=height,
+                downsample=downsample,
+                mpp=self.mpp.value * downsample,
+            )
+            for index, ((width, height), downsample) in enumerate(
+                zip(dimensions, downsamples, strict=True)
+            )
+        )
+
+    @property
+    def gets(self) -> int:
+        """Ranged GETs so far."""
+        return self._file.gets
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes fetched so far."""
+        return self._file.bytes_fetched
+
+    def overview(self, mpp: float) -> Overview:
+        """The whole slide at about `mpp`, box-averaged from the coarsest level that is finer."""
+        finer = [level for level in self.levels if level.mpp <= mpp]
+        level = finer[-1] if finer else self.levels[0]
+        factor = max(1, int(mpp / level.mpp))
+        rows = max(1, STRIP_PX // (level.width_px * factor)) * factor
+        strips = [
+            _averaged(self._region(level, 0, top, level.width_px, rows), factor)
+            for top in range(0, level.height_px, rows)
+        ]
+        return Overview(
+            rgb=np.concatenate(strips),
+            downsample_x=level.downsample * factor,
+            downsample_y=level.downsample * factor,
+        )
+
+    def read_tiles(
+        self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, tile_px: int
+    ) -> npt.NDArray[np.uint8]:
+        """See `Slide.read_tiles`. Neighbouring tiles of a row are decoded together."""
+        chosen = self.levels[level]
+        tiles = np.empty((len(xy), tile_px, tile_px, 3), np.uint8)
+        resample = side_px != tile_px
+        origins = xy / chosen.downsample
+        if not resample:
+            most = (chosen.width_px - tile_px, chosen.height_px - tile_px)
+            origins = np.minimum(np.rint(origins), most)
+        for run in _runs(origins, side_px):
+            left, top = np.floor(origins[run].min(axis=0)).astype(int)
+            right, bottom = np.ceil(origins[run].max(axis=0) + side_px).astype(int)
+            region = self._region(chosen, left, top, right - left, bottom - top)
+            picture = Image.fromarray(region) if resample else None
+            for index in run:
+                x, y = origins[index] - (left, top)
+                if picture is None:
+                    tiles[index] = region[int(y) : int(y) + tile_px, int(x) : int(x) + tile_px]
+                    continue
+                box = (x, y, min(x + side_px, picture.width), min(y + side_px, picture.height))
+                tiles[index] = np.asarray(
+                    picture.resize((tile_px, tile_px), Image.Resampling.BILINEAR, box=box)
+                )
+        return tiles
+
+    def compressed_bytes(self, *, level: int, xy: npt.NDArray[np.int32], side_px: float) -> int:
+        """See `Slide.compressed_bytes`."""
+        page, chosen = self._page(level), self.levels[level]
+        width = page.tilewidth or chosen.width_px
+        height = page.tilelength or page.rowsperstrip or chosen.height_px
+        across = -(-chosen.width_px // width)
+        counts = page.databytecounts
+        under: set[int] = set()
+        for x, y in xy / chosen.downsample:
+            for row in range(int(y // height), int((y + side_px - 1e-6) // height) + 1):
+                first, last = int(x // width), int((x + side_px - 1e-6) // width)
+                under.update(range(row * across + first, row * across + last + 1))
+        return sum(counts[index] for index in under if index < len(counts))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._slide.close()
+        self._file.close()
+
+    def _region(
+        self, level: Level, left: int, top: int, width: int, height: int
+    ) -> npt.NDArray[np.uint8]:
+        """Pixels of one level, clipped to it: uint8 [h, w, 3]; `left`, `top` in px of the level."""
+        width = min(width, level.width_px - left)
+        height = min(height, level.height_px - top)
+        # tiffslide scales level-0 positions down and rounds down; these two land on left and top.
+        finest = self.levels[0]
+        x = -(-left * finest.width_px // level.width_px)
+        y = -(-top * finest.height_px // level.height_px)
+        try:
+            array = self._slide.read_region((x, y), level.index, (width, height), as_array=True)
+        except StoreError:
+            raise
+        except _PARSER_ERRORS as error:
+            raise DamagedSlideError(
+                f"{self._named()}: pixels at level {level.index}, x {left}, y {top} can't be "
+                f"decoded ({_short(error)}): the file is damaged; upload it again."
+            ) from error
+        return np.ascontiguousarray(array, np.uint8)
+
+    def _page(self, level: int) -> Any:
+        return self._series.levels[level][0]
+
+    def _named(self) -> str:
+        return f"{self.slide_id}: {self.uri}"
+
+    def _check_pages(self, pages: list[Any], dimensions: list[tuple[int, int]]) -> None:
+        for index, (page, (width, height)) in enumerate(zip(pages, dimensions, strict=True)):
+            if max(width, height) > MOST_SIDE_PX or min(width, height) < 1:
+                raise TooLargeError(
+                    f"{self._named()} claims {width} x {height} px at level {index}, past the "
+                    f"limit of {MOST_SIDE_PX} px a side: it was not decoded; check the file."
+                )
+            if page.samplesperpixel != 3 or page.dtype != np.uint8:
+                raise NotASlideError(
+                    f"{self._named()} has {page.samplesperpixel} channels of {page.dtype}; only "
+                    "8-bit RGB slides can be read: convert it to RGB first."
+                )
+            offsets, counts = np.asarray(page.dataoffsets), np.asarray(page.databytecounts)
+            beyond = int((offsets + counts > self.size_bytes).sum())
+            if beyond or not len(counts):
+                raise DamagedSlideError(
+                    f"{self._named()} is cut short: {beyond} of {len(counts)} compressed tiles of "
+                    f"level {index} lie past its end ({self.size_bytes} bytes); upload it again."
+                )
+
+
+def _check_magic(file: RangedFile, named: str) -> None:
+    start = file.read(132)
+    file.seek(0)
+    if start[128:132] == b"DICM":
+        raise NotASlideError(
+            f"{named} is a DICOM file, which this version can't read yet: convert it to TIFF."
+        )
+    if start[:4] not in _TIFF_MAGIC:
+        raise NotASlideError(
+            f"{named} is no slide: its first bytes are not those of a TIFF (SVS, NDPI, SCN, BIF "
+            "and pyramidal TIFF can be read); check the file."
+        )
+
+
+def _baseline_series(file: tifffile.TiffFile, properties: dict[str, Any]) -> Any:
+    index = properties.get("tiffslide.series-index")
+    return file.series[int(index) if index is not None else 0]
+
+
+def _runs(origins: npt.NDArray[np.floating[Any]], side_px: float) -> Iterator[npt.NDArray[np.intp]]:
+    """Indexes of tiles on one row that touch or overlap, at most MOST_RUN_TILES at a time."""
+    order = np.lexsort((origins[:, 0], origins[:, 1]))
+    start = 0
+    for stop in range(1, len(order) + 1):
+        if stop < len(order):
+            (x0, y0), (x1, y1) = origins[order[stop - 1]], origins[order[stop]]
+            if y0 == y1 and x1 - x0 <= side_px + 1 and stop - start < MOST_RUN_TILES:
+                continue
+        yield order[start:stop]
+        start = stop
+
+
+def _averaged(pixels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
+    """Box average over factor x factor px; the last cells average what there is of them."""
+    if factor == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    padding = ((0, -height % factor), (0, -width % factor), (0, 0))
+    padded = np.pad(pixels, padding, mode="edge")
+    cells = padded.reshape(padded.shape[0] // factor, factor, padded.shape[1] // factor, factor, 3)
+    means: npt.NDArray[np.float32] = cells.mean(axis=(1, 3), dtype=np.float32)
+    return np.rint(means).astype(np.uint8)
+
+
+def _short(error: BaseException) -> str:
+    """The first words of a library's error: enough to search for, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__

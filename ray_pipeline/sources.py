@@ -1,0 +1,206 @@
+"""Which slides a job is about: prefixes, globs, single URIs and manifests become `SlideSource`s."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ray_pipeline.errors import DuplicateSlideError, NotFoundError, SettingsError, StoreError
+from ray_pipeline.recipe import input_fingerprint
+from ray_pipeline.store import ObjectInfo, Store, shown_uri, split_uri
+
+SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".dcm")
+"""Objects with these endings (any case) are slides when a prefix is listed."""
+HEADS_AT_ONCE = 64
+"""Concurrent HEAD requests for slides that no LIST told about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideSource:
+    """One slide as the job's settings name it, before it is opened."""
+
+    slide_id: str
+    """Unique within a job; the file's stem unless the manifest says otherwise."""
+    uri: str
+    """Where its bytes lie."""
+    etag: str = ""
+    """Version tag at listing time; empty when the object could not be found."""
+    size_bytes: int = 0
+    """Length of the object, bytes."""
+    mpp_override: float | None = None
+    """Microns per pixel of level 0 to use instead of the file's."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """The manifest's further columns, carried to the slides table."""
+    error: StoreError | None = None
+    """Why the object could not be found, if so."""
+
+    @property
+    def input_fp(self) -> str:
+        """Fingerprint of this version of the source, as it will be read."""
+        return input_fingerprint(uri=self.uri, etag=self.etag, mpp_override=self.mpp_override)
+
+
+def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> list[SlideSource]:
+    """Every slide that `slides` names, each once, sorted by slide_id.
+
+    Raises SettingsError when an entry names nothing, DuplicateSlideError when two different
+    slides share a slide_id, and the store's own error when no slide at all can be reached.
+    """
+    found: dict[str, SlideSource] = {}
+    for entry in slides:
+        for source in _expand(entry):
+            known = found.get(source.uri)
+            if known is None or (source.attributes and not known.attributes):
+                found[source.uri] = source
+    sources = list(_with_versions(found.values()))
+    errors = [source.error for source in sources if source.error is not None]
+    if errors and len(errors) == len(sources):
+        raise errors[0]
+    by_id: dict[str, SlideSource] = {}
+    for source in sources:
+        other = by_id.setdefault(source.slide_id, source)
+        if other is not source:
+            raise DuplicateSlideError(
+                f"slide_id '{source.slide_id}' stands for both {other.uri} and {source.uri}: "
+                "give them different ids in the slide_id column of a manifest."
+            )
+    return [
+        replace(source, mpp_override=source.mpp_override or mpp_override)
+        for _, source in sorted(by_id.items())
+    ]
+
+
+def _expand(entry: str) -> Iterator[SlideSource]:
+    lowered = entry.lower()
+    if any(mark in entry for mark in "*?["):
+        yield from _from_glob(entry)
+    elif lowered.endswith((".csv", ".parquet")):
+        yield from _from_manifest(entry)
+    elif lowered.endswith(SLIDE_SUFFIXES) and not _is_local_folder(entry):
+        root, key = split_uri(entry)
+        uri = Store.open(root).uri_of(key)
+        yield SlideSource(slide_id=_stem(uri), uri=uri)
+    else:
+        store = Store.open(entry)
+        yield from _listed(store, store.list(), f"{shown_uri(entry)} holds no slides")
+
+
+def _from_glob(entry: str) -> Iterator[SlideSource]:
+    fixed = re.split(r"[*?\[]", entry, maxsplit=1)[0].rpartition("/")[0]
+    if "://" in entry and fixed.count("/") < 2:
+        raise SettingsError(f"{entry}: the bucket's name can't hold a wildcard.")
+    store = Store.open(fixed or ("/" if entry.startswith("/") else "."))
+    matches = re.compile(_glob_regex(entry[len(fixed) :].lstrip("/")))
+    keys = (info for info in store.list() if matches.fullmatch(info.key))
+    yield from _listed(store, keys, f"{entry} matches no slide")
+
+
+def _listed(store: Store, infos: Iterable[ObjectInfo], nothing: str) -> Iterator[SlideSource]:
+    empty = True
+    for info in infos:
+        if info.key.lower().endswith(SLIDE_SUFFIXES):
+            empty = False
+            uri = store.uri_of(info.key)
+            yield SlideSource(
+                slide_id=_stem(uri), uri=uri, etag=info.etag, size_bytes=info.size_bytes
+            )
+    if empty:
+        endings = " ".join(SLIDE_SUFFIXES)
+        raise SettingsError(f"{nothing}: check slides (looked for names ending in {endings}).")
+
+
+def _from_manifest(entry: str) -> Iterator[SlideSource]:
+    root, key = split_uri(entry)
+    table = _read_manifest(entry, Store.open(root).get(key))
+    if "uri" not in table.column_names:
+        raise SettingsError(
+            f"{entry} has no column 'uri' (it has: {', '.join(table.column_names)})."
+        )
+    for line, row in enumerate(table.to_pylist(), start=1):
+        uri, slide_id, mpp = row.pop("uri"), row.pop("slide_id", None), row.pop("mpp", None)
+        if not uri:
+            raise SettingsError(f"{entry}: row {line} has no uri.")
+        if "://" not in uri and not uri.startswith("/"):
+            uri = f"{root}/{uri}"
+        slide_root, slide_key = split_uri(str(uri))
+        uri = Store.open(slide_root).uri_of(slide_key)
+        if mpp is not None and not (isinstance(mpp, float | int) and 0.05 <= mpp <= 20):
+            raise SettingsError(f"{entry}: row {line}: mpp {mpp!r} is not within 0.05..20.")
+        yield SlideSource(
+            slide_id=str(slide_id) if slide_id not in (None, "") else _stem(uri),
+            uri=uri,
+            mpp_override=float(mpp) if mpp is not None else None,
+            attributes=row,
+        )
+
+
+def _read_manifest(entry: str, data: bytes) -> pa.Table:
+    try:
+        if entry.lower().endswith(".parquet"):
+            return pq.read_table(io.BytesIO(data))
+        text = {"uri": pa.string(), "slide_id": pa.string()}
+        options = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
+        return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{entry} can't be read as a manifest: {reason}.") from None
+
+
+def _with_versions(sources: Iterable[SlideSource]) -> Iterator[SlideSource]:
+    """Fill in size and etag by HEAD where no LIST has told them."""
+    with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
+        yield from pool.map(_headed, list(sources))
+
+
+def _headed(source: SlideSource) -> SlideSource:
+    if source.etag:
+        return source
+    root, key = split_uri(source.uri)
+    store = Store.open(root)
+    try:
+        try:
+            info = store.head(key)
+        except NotFoundError:
+            # A HEAD has no body to tell a missing bucket from a missing object; a LIST has.
+            if store.scheme in ("s3", "gs", "az"):
+                next(store.list(key), None)
+            raise
+    except StoreError as error:
+        return replace(source, error=error)
+    return replace(source, etag=info.etag, size_bytes=info.size_bytes)
+
+
+def _is_local_folder(entry: str) -> bool:
+    return "://" not in entry and Path(entry).is_dir()
+
+
+def _stem(uri: str) -> str:
+    return uri.rpartition("/")[2].rpartition(".")[0] or uri.rpartition("/")[2]
+
+
+def _glob_regex(pattern: str) -> str:
+    """Regular expression of a glob: `*` and `?` within one segment, `**` over any number."""
+    out, i = "", 0
+    while i < len(pattern):
+        if pattern.startswith("**/", i):
+            out, i = out + r"(?:[^/]+/)*", i + 3
+        elif pattern.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif pattern[i] in "*?":
+            out, i = out + ("[^/]*" if pattern[i] == "*" else "[^/]"), i + 1
+        elif pattern[i] == "[" and (end := pattern.find("]", i + 2)) > 0:
+            inside = pattern[i + 1 : end].replace("\\", r"\\")
+            inside = "^" + inside[1:] if inside.startswith("!") else inside
+            out, i = out + f"[{inside}]", end + 1
+        else:
+            out, i = out + re.escape(pattern[i]), i + 1
+    return out

@@ -1,0 +1,248 @@
+"""The four stages of the batch graph: plain callables from Arrow table to Arrow table.
+
+No Ray here, so each can be tried with a table in hand. A slide's fault becomes the row's
+`failure` and the row goes on; later stages pass it through untouched, so the driver hears of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.staging import Fragment, put_fragment
+from ray_pipeline.encoders.spec import EncoderIdentity
+from ray_pipeline.errors import DatasetError, SlideError, StoreError, WeightsError
+from ray_pipeline.plan import TilePlan, plan_slide
+from ray_pipeline.rows import HEADER, Failure, ShardRow, from_table, to_table
+from ray_pipeline.slides.grid import TilingRule
+from ray_pipeline.slides.slide import Slide, open_slide
+from ray_pipeline.slides.tissue import TissueRule
+from ray_pipeline.store import Store
+
+
+class PlanSlide:
+    """Slide rows -> per slide one header row, then one row per shard that is not staged yet.
+
+    Reads no mutable state: which shards are staged comes in with the slide's row, so a replayed
+    run of this generator yields the same rows in the same order.
+    """
+
+    def __init__(
+        self, tiling: TilingRule, tissue_rule: TissueRule, max_tiles: int | None = None
+    ) -> None:
+        self.tiling, self.tissue_rule, self.max_tiles = tiling, tissue_rule, max_tiles
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for text in table.column("slide").to_pylist():
+            for row in self.rows(json.loads(text)):
+                yield to_table([row])
+
+    def rows(self, task: dict[str, object]) -> Iterator[ShardRow]:
+        """Header and shard rows of one slide, as `pipeline` describes it in `task`."""
+        slide_id, uri, etag = str(task["slide_id"]), str(task["uri"]), str(task["etag"])
+        mpp_override = task["mpp_override"]
+        assert mpp_override is None or isinstance(mpp_override, float)
+        started = time.monotonic()
+        header = ShardRow(slide_id=slide_id, shard=HEADER, uri=uri, etag=etag)
+        try:
+            slide = open_slide(uri, slide_id=slide_id, etag=etag, mpp_override=mpp_override)
+            try:
+                plan = plan_slide(slide, self.tiling, self.tissue_rule, max_tiles=self.max_tiles)
+                costs = {"gets": slide.gets, "bytes_fetched": slide.bytes_fetched}
+            finally:
+                slide.close()
+        except (SlideError, StoreError) as error:
+            yield header.failed(Failure.of("plan", error))
+            return
+        staged_by_plan = task["staged"]
+        assert isinstance(staged_by_plan, dict)
+        staged = [s for s in staged_by_plan.get(plan.plan_fp, []) if s < plan.n_shards]
+        yield replace(
+            header,
+            info={
+                "n_shards": plan.n_shards,
+                "n_tiles": plan.n_tiles,
+                "plan_fp": plan.plan_fp,
+                "staged": staged,
+                "facts": plan.facts,
+                "seconds": time.monotonic() - started,
+                **costs,
+            },
+        )
+        skip = set(staged)
+        for shard in range(plan.n_shards):
+            if shard not in skip:
+                yield self._shard_row(plan, shard, uri, etag, mpp_override)
+
+    @staticmethod
+    def _shard_row(
+        plan: TilePlan, shard: int, uri: str, etag: str, mpp_override: float | None
+    ) -> ShardRow:
+        where = plan.shard(shard)
+        return ShardRow(
+            slide_id=plan.slide_id,
+            shard=shard,
+            uri=uri,
+            etag=etag,
+            first_tile=where.start,
+            xy=plan.xy[where],
+            tissue=plan.tissue[where],
+            info={
+                "level": plan.geometry.level,
+                "side_px": plan.geometry.side_px,
+                "tile_px": plan.tile_px,
+                "mpp_override": mpp_override,
+                "plan_fp": plan.plan_fp,
+            },
+        )
+
+
+class ReadTiles:
+    """Shard rows -> the same rows with pixels: uint8 [n, tile_px, tile_px, 3].
+
+    Keeps the last slide open, since shards of one slide come one after another.
+    """
+
+    def __init__(self) -> None:
+        self._slide: Slide | None = None
+        self._opened: tuple[str, str, object] | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return to_table(self.read(row) if row.to_do else row for row in from_table(table))
+
+    def read(self, row: ShardRow) -> ShardRow:
+        """One shard's pixels, or its failure."""
+        assert row.xy is not None
+        started = time.monotonic()
+        try:
+            slide = self._open(row)
+            before = slide.gets, slide.bytes_fetched
+            pixels = slide.read_tiles(
+                level=row.info["level"],
+                xy=row.xy,
+                side_px=row.info["side_px"],
+                tile_px=row.info["tile_px"],
+            )
+        except (SlideError, StoreError) as error:
+            self.close()
+            return row.failed(Failure.of("read", error))
+        costs = {
+            "gets": slide.gets - before[0],
+            "bytes_fetched": slide.bytes_fetched - before[1],
+            "seconds": time.monotonic() - started,
+        }
+        return replace(row, pixels=pixels, info={**row.info, **costs})
+
+    def _open(self, row: ShardRow) -> Slide:
+        wanted = (row.uri, row.etag, row.info["mpp_override"])
+        if self._slide is None or self._opened != wanted:
+            self.close()
+            self._slide = open_slide(
+                row.uri,
+                slide_id=row.slide_id,
+                etag=row.etag,
+                mpp_override=row.info["mpp_override"],
+            )
+            self._opened = wanted
+        return self._slide
+
+    def close(self) -> None:
+        """Close the slide that is open, if any."""
+        if self._slide is not None:
+            self._slide.close()
+        self._slide = self._opened = None
+
+
+class EncodeTiles:
+    """Rows with pixels -> the same rows with embeddings: float16 [n, D].
+
+    The tiles of all shards in a call fill the encoder's batches together.
+    """
+
+    def __init__(
+        self,
+        identity: EncoderIdentity,
+        weights: str | None,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        # torch and timm take many seconds to import: only encoding actors pay for them.
+        from ray_pipeline.encoders.encoder import Encoder  # noqa: PLC0415
+        from ray_pipeline.encoders.registry import get_spec  # noqa: PLC0415
+        from ray_pipeline.encoders.weights import resolve_weights  # noqa: PLC0415
+
+        spec = get_spec(identity.model)
+        self.encoder = Encoder(
+            spec,
+            resolve_weights(spec, weights),
+            device=device,
+            precision=identity.precision,
+            batch_size=batch_size,
+            threads=threads,
+        )
+        if self.encoder.identity != identity:
+            raise WeightsError(
+                f"{identity.model}: this node loaded another encoder than the one that was probed "
+                f"({self.encoder.identity} against {identity}): use the same weights and versions "
+                "on every node."
+            )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = list(from_table(table))
+        pixels = [row.pixels for row in rows if row.to_do and row.pixels is not None]
+        started = time.monotonic()
+        vectors = self.encoder.encode(np.concatenate(pixels)) if pixels else None
+        per_tile_s = (time.monotonic() - started) / max(1, sum(map(len, pixels)))
+        out, start = [], 0
+        for row in rows:
+            if not row.to_do or row.pixels is None or vectors is None:
+                out.append(row)
+                continue
+            stop = start + len(row.pixels)
+            info = {**row.info, "dim": vectors.shape[1]}
+            info["seconds"] = row.info["seconds"] + per_tile_s * len(row.pixels)
+            out.append(replace(row, pixels=None, embedding=vectors[start:stop], info=info))
+            start = stop
+        return to_table(out)
+
+
+class StageShard:
+    """Rows with embeddings -> the same rows without arrays, once their fragments are staged."""
+
+    def __init__(self, output: Store, recipe_fp: str) -> None:
+        self.output, self.layout = output, Layout(recipe_fp)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return to_table(self.stage(row) if row.to_do else row for row in from_table(table))
+
+    def stage(self, row: ShardRow) -> ShardRow:
+        """Put one fragment; the row that remains has no arrays."""
+        assert row.embedding is not None
+        assert row.xy is not None
+        assert row.tissue is not None
+        info = {**row.info, "n": len(row.embedding)}
+        try:
+            put_fragment(
+                self.output,
+                self.layout,
+                Fragment(
+                    slide_id=row.slide_id,
+                    plan_fp=row.info["plan_fp"],
+                    shard=row.shard,
+                    first_tile=row.first_tile,
+                    xy=row.xy,
+                    tissue=row.tissue,
+                    embedding=row.embedding,
+                ),
+            )
+        except (DatasetError, StoreError) as error:
+            return row.failed(Failure.of("stage", error))
+        return replace(row, xy=None, tissue=None, embedding=None, info=info)

@@ -1,0 +1,193 @@
+"""Committing a slide: once, whole, verified, and harmless wherever it is cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ray_pipeline.dataset.commit import CommitJob, commit_slide
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.records import decode_vector, get_records
+from ray_pipeline.dataset.schema import Footer
+from ray_pipeline.dataset.staging import list_staged
+from ray_pipeline.errors import CommitConflictError, StagingLostError, UnreachableError
+from ray_pipeline.store import Store
+from tests.dataset.conftest import MakeJob
+
+LAYOUT = Layout("f00df00df00d")
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@dataclass
+class FlakyStore(Store):
+    """A store whose n-th change is lost, or done but never answered."""
+
+    changes_left: int = 10**9
+    lose_reply: bool = False
+
+    def put(
+        self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
+    ) -> str:
+        self.changes_left -= 1
+        if self.changes_left == 0 and not self.lose_reply:
+            raise Crash
+        etag = super().put(key, data, if_absent=if_absent, if_match=if_match)
+        if self.changes_left == 0:
+            raise UnreachableError("the reply was lost.")
+        return etag
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self.changes_left -= 1
+        if self.changes_left == 0:
+            raise Crash
+        super().delete(keys)
+
+
+def flaky(job: CommitJob, changes_left: int, *, lose_reply: bool = False) -> CommitJob:
+    plain = {k: v for k, v in vars(job.output).items() if k != "_backend"}
+    return replace(
+        job, output=FlakyStore(**plain, changes_left=changes_left, lose_reply=lose_reply)
+    )
+
+
+def committed(job: CommitJob) -> pq.ParquetFile:
+    return pq.ParquetFile(job.output.open_file(job.key))
+
+
+def assert_finished(job: CommitJob) -> None:
+    file = committed(job)
+    assert file.read(columns=["tile"])["tile"].to_pylist() == list(range(job.n_tiles))
+    assert list(job.output.list(LAYOUT.quarantine("slide-1", "run-1").rpartition("/")[0])) == []
+    assert job.output.head(LAYOUT.done_key("slide-1", job.footer.input_fp)).size_bytes == 0
+    assert list_staged(job.output, LAYOUT) == {}
+    (record,) = get_records(job.output, [LAYOUT.record("slide-1")])
+    assert (record.status, record.n_tiles, record.output) == ("done", job.n_tiles, job.key)
+
+
+def test_the_file_holds_every_tile_and_says_what_it_is(staged: MakeJob) -> None:
+    job = staged(n_tiles=9000)
+    record = commit_slide(job)
+    assert_finished(job)
+    file = committed(job)
+    assert Footer.from_metadata(file.schema_arrow.metadata) == job.footer
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
+        4096,
+        4096,
+        808,
+    ]
+    vectors = np.stack(file.read()["embedding"].to_pylist())
+    assert record.mean_embedding is not None
+    assert np.allclose(decode_vector(record.mean_embedding), vectors.mean(axis=0), atol=1e-5)
+
+
+def test_a_slide_without_tissue_becomes_a_file_with_zero_rows(staged: MakeJob) -> None:
+    job = staged(n_tiles=0)
+    record = commit_slide(job)
+    assert (record.status, record.mean_embedding) == ("empty", None)
+    assert committed(job).metadata.num_rows == 0
+
+
+@pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "overwrite"])
+@pytest.mark.parametrize("step", range(1, 5))
+def test_a_crash_before_any_step_is_harmless(staged: MakeJob, step: int, conditional: bool) -> None:
+    job = replace(staged(), conditional=conditional)
+    with pytest.raises(Crash):
+        commit_slide(flaky(job, step))
+    etag = job.output.head(job.key).etag if step > 1 else None
+    commit_slide(job)
+    assert_finished(job)
+    assert etag in (None, job.output.head(job.key).etag), "the file that stood was not touched"
+
+
+def test_a_lost_reply_to_the_put_is_read_back(staged: MakeJob) -> None:
+    job = staged()
+    commit_slide(flaky(job, 1, lose_reply=True))
+    assert_finished(job)
+
+
+def test_another_attempt_with_other_bits_wins_and_stays(staged: MakeJob) -> None:
+    first = staged(seed=1)
+    commit_slide(first)
+    etag = first.output.head(first.key).etag
+    second = staged(seed=2)
+    record = commit_slide(second)
+    assert first.output.head(first.key).etag == etag
+    assert_finished(second)
+    vectors = np.stack(committed(first).read()["embedding"].to_pylist())
+    assert record.mean_embedding is not None
+    assert np.allclose(decode_vector(record.mean_embedding), vectors.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "overwrite"])
+def test_a_different_file_is_never_overwritten(staged: MakeJob, conditional: bool) -> None:
+    commit_slide(staged(input_fp="aaaaaaaaaaaa"))
+    other = replace(staged(input_fp="cccccccccccc", n_tiles=300), conditional=conditional)
+    before = other.output.head(other.key).etag
+    with pytest.raises(CommitConflictError, match="a different file already stands"):
+        commit_slide(other)
+    assert other.output.head(other.key).etag == before
+    assert other.output.head(LAYOUT.quarantine("slide-1", "run-1")).size_bytes > 0
+
+
+def test_a_foreign_file_in_our_place_is_never_overwritten(staged: MakeJob) -> None:
+    job = staged()
+    job.output.put(job.key, b"somebody's notes")
+    with pytest.raises(CommitConflictError):
+        commit_slide(job)
+    assert job.output.get(job.key) == b"somebody's notes"
+
+
+def test_an_older_output_is_replaced_only_in_the_version_that_was_seen(staged: MakeJob) -> None:
+    old = staged(input_fp="aaaaaaaaaaaa")
+    commit_slide(old)
+    seen = old.output.head(old.key).etag
+    stale = (LAYOUT.done_key("slide-1", "aaaaaaaaaaaa"),)
+    new = staged(input_fp="cccccccccccc", n_tiles=300)
+    commit_slide(replace(new, replace_etag=seen, stale_done=stale))
+    assert_finished(new)
+    assert [i.key for i in new.output.list(LAYOUT.done)] == [
+        LAYOUT.done_key("slide-1", "cccccccccccc")
+    ]
+    late = staged(input_fp="dddddddddddd", n_tiles=200)
+    with pytest.raises(CommitConflictError):
+        commit_slide(replace(late, replace_etag=seen))
+
+
+def test_a_missing_fragment_is_said_and_nothing_is_written(staged: MakeJob) -> None:
+    job = staged(skip=(1,))
+    with pytest.raises(StagingLostError, match="the staged fragment of shard 1 is gone"):
+        commit_slide(job)
+    assert list(job.output.list("embeddings")) == []
+
+
+def test_a_missing_fragment_is_no_matter_where_the_output_stands(staged: MakeJob) -> None:
+    job = staged()
+    commit_slide(job)
+    commit_slide(job)
+    assert_finished(job)
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk" * 100])
+def test_a_damaged_fragment_is_deleted_so_that_a_rerun_redoes_it(
+    staged: MakeJob, damage: bytes
+) -> None:
+    job = staged()
+    key = LAYOUT.fragment("slide-1", job.footer.plan_fp, 1)
+    job.output.put(key, damage)
+    with pytest.raises(StagingLostError, match="shard 1 was damaged"):
+        commit_slide(job)
+    assert list_staged(job.output, LAYOUT) == {"slide-1": {job.footer.plan_fp: [0, 2]}}
+
+
+def test_fragments_of_another_plan_stay(staged: MakeJob) -> None:
+    staged(plan_fp="999999999999")
+    job = staged()
+    commit_slide(job)
+    assert list(list_staged(job.output, LAYOUT)["slide-1"]) == ["999999999999"]

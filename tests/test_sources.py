@@ -1,0 +1,115 @@
+"""Prefixes, globs, single URIs and manifests name the same slides the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_pipeline.errors import DuplicateSlideError, NotFoundError, SettingsError
+from ray_pipeline.sources import find_slides
+from tests.servers.s3 import S3Server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.svs", "b.tiff", "notes.txt", "deep/c.NDPI", "deep/er/d.svs"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("entry", "ids"),
+    [
+        ("", ["a", "b", "c", "d"]),
+        ("/deep", ["c", "d"]),
+        ("/a.svs", ["a"]),
+        ("/*.svs", ["a"]),
+        ("/*", ["a", "b"]),
+        ("/**/*.svs", ["a", "d"]),
+        ("/[ab].*", ["a", "b"]),
+        ("/deep/?.NDPI", ["c"]),
+    ],
+)
+def test_folders_and_globs(folder: Path, entry: str, ids: list[str]) -> None:
+    sources = find_slides([f"{folder}{entry}"])
+    assert [source.slide_id for source in sources] == ids
+    assert all(source.size_bytes > 0 and source.etag for source in sources)
+
+
+def test_the_same_slide_named_twice_is_one_slide(folder: Path) -> None:
+    assert len(find_slides([f"{folder}/a.svs", f"{folder}/*.svs"])) == 1
+
+
+def test_two_slides_under_one_id_are_refused(folder: Path) -> None:
+    (folder / "deep" / "a.svs").write_bytes(b"other")
+    with pytest.raises(DuplicateSlideError, match=r"'a' stands for both .*a\.svs and .*a\.svs"):
+        find_slides([str(folder)])
+
+
+def test_a_csv_manifest_gives_ids_mpp_and_further_columns(folder: Path) -> None:
+    manifest = folder / "slides.csv"
+    manifest.write_text(f"uri,slide_id,mpp,site\n{folder}/a.svs,007,0.25,liver\nb.tiff,,,lung\n")
+    seven, b = find_slides([str(manifest)])
+    assert (seven.slide_id, seven.mpp_override) == ("007", 0.25)
+    assert seven.attributes == {"site": "liver"}
+    assert (b.slide_id, b.mpp_override, b.uri) == ("b", None, f"{folder}/b.tiff")
+
+
+def test_a_parquet_manifest_and_the_flag_for_the_rest(folder: Path) -> None:
+    table = pa.table({"uri": [f"{folder}/a.svs", f"{folder}/b.tiff"], "mpp": [0.25, None]})
+    pq.write_table(table, folder / "slides.parquet")
+    a, b = find_slides([f"{folder}/slides.parquet"], mpp_override=0.5)
+    assert (a.mpp_override, b.mpp_override) == (0.25, 0.5)
+    assert a.input_fp != b.input_fp
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path\nx.svs\n", "no column 'uri'"),
+        ("uri,mpp\na.svs,250\n", r"row 1: mpp 250 is not within 0\.05\.\.20"),
+        ("uri,mpp\na.svs,fine\n", "row 1: mpp 'fine'"),
+        ("uri,site\n,liver\n", "row 1 has no uri"),
+    ],
+)
+def test_a_bad_manifest_names_the_row(folder: Path, text: str, words: str) -> None:
+    (folder / "slides.csv").write_text(text)
+    with pytest.raises(SettingsError, match=words):
+        find_slides([f"{folder}/slides.csv"])
+
+
+def test_one_missing_slide_is_its_own_error_but_not_the_jobs(folder: Path) -> None:
+    (folder / "slides.csv").write_text("uri\na.svs\ngone.svs\n")
+    a, gone = find_slides([f"{folder}/slides.csv"])
+    assert a.error is None
+    assert isinstance(gone.error, NotFoundError)
+
+
+def test_nothing_to_do_is_an_error_with_the_mend(folder: Path) -> None:
+    with pytest.raises(SettingsError, match="holds no slides"):
+        find_slides([f"{folder}/nowhere"])
+    with pytest.raises(SettingsError, match="matches no slide"):
+        find_slides([f"{folder}/*.scn"])
+
+
+def test_object_storage_tells_the_same(s3: S3Server, folder: Path) -> None:
+    root = s3.bucket()
+    client, bucket = s3.client(), root.removeprefix("s3://")
+    for name in ("x/a.svs", "x/deep/c.svs", "x/readme.md"):
+        client.put_object(Bucket=bucket, Key=name, Body=b"data")
+    assert [s.slide_id for s in find_slides([f"{root}/x/"])] == ["a", "c"]
+    assert [s.uri for s in find_slides([f"{root}/x/*.svs"])] == [f"{root}/x/a.svs"]
+    (single,) = find_slides([f"{root}/x/a.svs"])
+    (listed, _) = find_slides([f"{root}/x"])
+    assert single == listed
+
+
+@pytest.mark.parametrize("entry", ["", "/a.svs", "/*.svs"])
+def test_a_bucket_that_does_not_exist_ends_the_job(s3: S3Server, entry: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no bucket 'no-such-bucket-here'"):
+        find_slides([f"s3://no-such-bucket-here{entry}"])
