@@ -41,6 +41,7 @@ clean:  ## remove .venv, caches and what the demo wrote
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so a set-up that broke off is done again.
+# Without compiled bytecode every worker would compile torch anew: seconds each.
 # uv does not read pip's configuration: where only pip knows the way to a package index, pip goes.
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \
@@ -51,6 +52,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    { echo "$(PYTHON) can't make a virtual environment: install its venv module (Debian: python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]' || \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]' || \
 	    $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray_pipeline.plan import tiles_in_shards
 from ray_pipeline.rows import Failure, ShardRow
 
 
@@ -25,6 +26,8 @@ class SlideTally:
     """Ranged GETs."""
     bytes_fetched: int = 0
     """Bytes fetched."""
+    tiles_resumed: int = 0
+    """Tiles that earlier runs had staged."""
 
     @property
     def whole(self) -> bool:
@@ -61,8 +64,9 @@ class Ledger:
             if tally.header is None:
                 tally.header = row.info
                 tally.shards.update(row.info["staged"])
-                staged_tiles = len(row.info["staged"]) / max(1, row.info["n_shards"])
-                self.tiles_planned += round(row.info["n_tiles"] * (1 - staged_tiles))
+                n_tiles = row.info["n_tiles"]
+                tally.tiles_resumed = tiles_in_shards(n_tiles, row.info["staged"])
+                self.tiles_planned += n_tiles - tally.tiles_resumed
         elif row.shard not in tally.shards:
             tally.shards.add(row.shard)
             self.tiles += row.info["n"]

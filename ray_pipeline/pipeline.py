@@ -131,6 +131,8 @@ def connect() -> None:
     """Join the cluster of `RAY_ADDRESS`, or start a local one."""
     if ray.is_initialized():
         return
+    # Ray's own C++ messages, meant for its developers, would stand between ours.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -393,6 +395,7 @@ class _Job:
                 continue
             self.report.slides_done += 1
             self.report.slides_empty += record.status == "empty"
+            self.report.tiles_resumed += tally.tiles_resumed
             self.report.gets += tally.gets
             self.report.bytes_fetched += tally.bytes_fetched
             self.counts.slides_done += 1

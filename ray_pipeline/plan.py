@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +54,11 @@ class TilePlan:
     def shard(self, index: int) -> slice:
         """Where shard `index` stands among the tiles."""
         return slice(index * SHARD_TILES, min((index + 1) * SHARD_TILES, self.n_tiles))
+
+
+def tiles_in_shards(n_tiles: int, shards: Collection[int]) -> int:
+    """How many of a plan's `n_tiles` tiles lie in `shards`."""
+    return sum(min(SHARD_TILES, n_tiles - shard * SHARD_TILES) for shard in shards)
 
 
 def plan_slide(

@@ -14,7 +14,7 @@ FAILURE = Failure(stage="read", kind="damaged-slide", reason="cut short.")
 
 
 def header(slide_id: str, n_shards: int, staged: list[int]) -> ShardRow:
-    info = {"n_shards": n_shards, "n_tiles": n_shards * 10, "staged": staged}
+    info = {"n_shards": n_shards, "n_tiles": n_shards * 256, "staged": staged}
     return ShardRow(slide_id=slide_id, shard=HEADER, info=info)
 
 

@@ -49,7 +49,8 @@ def claim_recipe(
     output: Store, layout: Layout, recipe: dict[str, Any], partition_by: Sequence[str]
 ) -> None:
     """Write `recipe.json` once; raise RecipeMismatchError when a different one stands there."""
-    mine = {"recipe": recipe, "partition_by": list(partition_by)}
+    # Through JSON and back, as the standing one came: tuples become lists.
+    mine = json.loads(json.dumps({"recipe": recipe, "partition_by": list(partition_by)}))
     try:
         standing = json.loads(output.get(layout.recipe))
     except NotFoundError:

@@ -47,7 +47,12 @@ class MotoServer:
                 self.stop()
                 raise RuntimeError(f"moto did not start:\n{self._log.read_text()[-2000:]}")
             time.sleep(0.05)
-        return S3Server(name="moto", endpoint_url=endpoint, access_key="test", secret_key="test")
+        return S3Server(
+            name="moto",
+            endpoint_url=endpoint,
+            access_key="test",
+            secret_key="moto-never-checks-this",
+        )
 
     def stop(self) -> None:
         """Kill it and wait for its end; its objects are gone."""
