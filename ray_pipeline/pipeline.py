@@ -13,9 +13,11 @@ import json
 import logging
 import os
 import secrets
+import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -135,7 +137,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _hushed_stderr():
         warnings.simplefilter("ignore")
         if os.environ.get("RAY_ADDRESS"):
             try:
@@ -149,6 +151,20 @@ def connect() -> None:
             # Two at least: the actors and the tasks between them need that much room on paper.
             cpus = max(2, len(os.sched_getaffinity(0)))
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+
+
+@contextmanager
+def _hushed_stderr() -> Iterator[None]:
+    """Send what C++ writes to standard error nowhere; Python's errors still come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def cluster_nodes() -> list[Node]:

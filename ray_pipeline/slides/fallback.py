@@ -22,8 +22,7 @@ from ray_pipeline.errors import (
     TooLargeError,
 )
 from ray_pipeline.ranged_file import RangedFile
-from ray_pipeline.slides.levels import Level, settle_mpp
-from ray_pipeline.slides.slide import Overview
+from ray_pipeline.slides.levels import Level, Overview, settle_mpp
 
 RESAMPLE_RULE = "sub-pixel box, antialiased triangle (Pillow 2-D BILINEAR), uint8"
 """How a tile is made when its side at the level differs from the model's; stands in the recipe."""

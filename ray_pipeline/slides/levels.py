@@ -1,8 +1,11 @@
-"""Levels of a pyramid, and the microns per pixel that all measures rest on."""
+"""What an opened slide tells: its levels, its overview, and its microns per pixel."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from ray_pipeline.errors import NoMppError
 
@@ -39,6 +42,18 @@ class Mpp:
     """`file`, or `override` when the manifest or the settings said it."""
     found: float | None
     """What the file states, believed or not; None when it states nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """A small picture of the whole slide."""
+
+    rgb: npt.NDArray[np.uint8]
+    """uint8 [H, W, 3]."""
+    downsample_x: float
+    """Level-0 px per overview px, across."""
+    downsample_y: float
+    """Level-0 px per overview px, down."""
 
 
 def settle_mpp(

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.errors import EmptySlideError, ObjectReplacedError
-from ray_pipeline.slides.levels import Level, Mpp
+from ray_pipeline.slides.fallback import TiffSlideReader
+from ray_pipeline.slides.levels import Level, Mpp, Overview
 from ray_pipeline.store import Store, split_uri
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overview:
-    """A small picture of the whole slide."""
-
-    rgb: npt.NDArray[np.uint8]
-    """uint8 [H, W, 3]."""
-    downsample_x: float
-    """Level-0 px per overview px, across."""
-    downsample_y: float
-    """Level-0 px per overview px, down."""
 
 
 class Slide(Protocol):
@@ -89,8 +77,6 @@ def open_slide(
     Raises SlideError subclasses for what is wrong with the file, StoreError subclasses for what is
     wrong with getting at it; either is one sentence naming the slide and the mend.
     """
-    from ray_pipeline.slides.fallback import TiffSlideReader  # noqa: PLC0415  (it knows this seam)
-
     root, key = split_uri(uri)
     store = Store.open(root)
     info = store.head(key)

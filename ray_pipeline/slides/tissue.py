@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ray_pipeline.slides.slide import Overview
+from ray_pipeline.slides.levels import Overview
 
 HISTOGRAM_BINS = 256
 """Bins over 0..1 in which Otsu's threshold is looked for."""

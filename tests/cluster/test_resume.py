@@ -65,11 +65,12 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(s3: S3Server, slides:
     broken = Store.open(f"{bucket}/broken")
     process = start("embed", *job, "--output", broken.uri, env=s3.env)
     deadline = time.monotonic() + DEADLINE_S
-    while not (outputs(broken) and staged(broken)):
+    while not (outputs(broken) and {"c", "d"} & set(staged(broken))):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
     kill_group(process)
+    time.sleep(5)  # workers outlive their driver by a moment, and may finish what they hold
     finished, half_done = outputs(broken), staged(broken)
     assert finished
     assert half_done
@@ -79,7 +80,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(s3: S3Server, slides:
     after = outputs(broken)
     assert set(after) == set("abcd")
     assert {slide: after[slide] for slide in finished} == finished
-    assert rerun.json["tiles_resumed"] >= 256 * len(half_done)
+    assert rerun.json["tiles_resumed"] >= 256 * (sum(half_done.values()) - len(half_done))
     assert staged(broken) == {}
 
     whole = Store.open(f"{bucket}/whole")
