@@ -1,0 +1,115 @@
+"""The batch flow on a local Ray: partitions, replaced sources, settings that can't be."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.report import RunReport
+from ray_pipeline.errors import DoesNotFitError, RecipeMismatchError
+from ray_pipeline.pipeline import embed
+from ray_pipeline.progress import Reporter
+from ray_pipeline.settings import JobSettings
+from ray_pipeline.status import recipe_status
+from ray_pipeline.store import Store
+from ray_pipeline.synthetic import write_slide
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    for seed, name in enumerate(["007", "b c"]):
+        write_slide(tmp_path / f"{name}.svs", width_px=1024, height_px=1024, seed=seed)
+    path = tmp_path / "slides.csv"
+    path.write_text("uri,site,grade\n007.svs,liver,2\nb c.svs,,3\n")
+    return path
+
+
+def job(slides: Path, output: Path, **said: Any) -> tuple[RunReport, list[dict[str, Any]]]:
+    settings = JobSettings.model_validate(
+        {"slides": [str(slides)], "output": str(output), "model": "toy", **said}
+    )
+    stream = io.StringIO()
+    report = embed(settings, Reporter(stream, every_s=0.1))
+    return report, [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_partitions_attributes_and_progress(manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    report, lines = job(manifest, output, partition_by=["site"], max_tiles_per_slide=3)
+    assert (report.slides_done, report.slides_failed) == (2, 0)
+    assert report.tiles == 6
+    last = [line["progress"] for line in lines if "progress" in line][-1]
+    assert (last["slides_done"], last["tiles"]) == (2, 6)
+    files = sorted(str(p.relative_to(output)) for p in output.glob("embeddings/**/*.parquet"))
+    recipe = f"embeddings/recipe={report.recipe_fp}"
+    assert files == [
+        f"{recipe}/site=__HIVE_DEFAULT_PARTITION__/slide=b%20c/embeddings.parquet",
+        f"{recipe}/site=liver/slide=007/embeddings.parquet",
+    ]
+    rows = duckdb.execute(
+        f"select slide_id, site, grade, n_tiles, len(mean_embedding), status "
+        f"from '{output}/slides/*/slides.parquet' order by slide_id"
+    ).fetchall()
+    assert rows == [("007", "liver", 2, 3, 64, "done"), ("b c", None, 3, 3, 64, "done")]
+    assert json.loads(
+        (output / "_state" / f"recipe={report.recipe_fp}" / "recipe.json").read_text()
+    )
+    with pytest.raises(RecipeMismatchError, match="partition_by"):
+        job(manifest, output, max_tiles_per_slide=3)
+
+
+def test_a_replaced_source_is_reported_and_replaced_only_on_request(
+    manifest: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    first, _ = job(manifest, output)
+    (path,) = output.glob("embeddings/*/slide=007/embeddings.parquet")
+    before = path.read_bytes()
+    write_slide(tmp_path / "007.svs", width_px=1280, height_px=1280, seed=7)
+
+    second, _ = job(manifest, output)
+    (failure,) = second.failures
+    assert (failure["slide_id"], failure["kind"]) == ("007", "source-changed")
+    assert "--retry source-changed" in failure["reason"]
+    assert path.read_bytes() == before
+    status = recipe_status(Store.open(str(output)), Layout(first.recipe_fp))
+    assert (status.done, status.failed, status.source_changed) == (2, 0, 1)
+
+    third, _ = job(manifest, output, retry=["source-changed"])
+    assert (third.slides_done, third.slides_failed) == (1, 0)
+    assert path.read_bytes() != before
+    fourth, _ = job(manifest, output)
+    assert (fourth.slides_finished_before, fourth.encoders_loaded) == (2, 0)
+    status = recipe_status(Store.open(str(output)), Layout(first.recipe_fp))
+    assert (status.done, status.source_changed) == (2, 0)
+
+
+def test_a_file_without_its_done_key_is_finished_without_touching_it(
+    manifest: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    report, _ = job(manifest, output)
+    (path,) = output.glob("embeddings/*/slide=007/embeddings.parquet")
+    before = path.stat()
+    layout = Layout(report.recipe_fp)
+    store = Store.open(str(output))
+    store.delete([info.key for info in store.list(f"{layout.done}/007")])
+    again, _ = job(manifest, output)
+    assert (again.slides_done, again.slides_finished_before) == (1, 1)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_plan_that_can_not_fit_is_refused_before_anything_is_written(
+    manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DoesNotFitError, match="no node has room"):
+        job(manifest, tmp_path / "out", readers=8, reader_cpus=1.0)
+    assert not list((tmp_path / "out").glob("embeddings/**/*.parquet"))

@@ -1,0 +1,100 @@
+"""What the documents say is so: commands, settings, readers, links, error kinds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import duckdb
+import pandas
+import polars
+import pyarrow.dataset
+import pytest
+from typer.testing import CliRunner
+
+from ray_pipeline import errors
+from ray_pipeline.cli import app
+from ray_pipeline.dataset.commit import commit_slide
+from ray_pipeline.dataset.schema import embeddings_schema
+from ray_pipeline.settings import load_settings
+from ray_pipeline.store import Store
+from tests.cluster.test_job_submit import COMMAND
+from tests.dataset.conftest import MakeJob, staged_slide
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_settings_of_the_readme_are_valid(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    (tmp_path / "job.yaml").write_text(text)
+    assert load_settings(str(tmp_path / "job.yaml"), {}).model == "h-optimus-0"
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    said = set(re.findall(r"`historay ((?:weights )?[a-z]+)", README))
+    assert {"embed", "plan", "weights convert", "doctor"} <= said
+    for command in said:
+        outcome = CliRunner().invoke(app, [*command.split(), "--help"])
+        assert outcome.exit_code == 0, command
+    assert COMMAND in README
+
+
+def test_the_readers_of_the_readme_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make: MakeJob = staged_slide
+    commit_slide(make(store=Store.open(str(tmp_path / "out")), n_tiles=10))
+    monkeypatch.chdir(tmp_path)
+    known = {"duckdb": duckdb, "pandas": pandas, "polars": polars, "pyarrow": pyarrow}
+    (block,) = blocks("python")
+    lines = block.strip().splitlines()
+    assert len(lines) == len(known)
+    for line in lines:
+        opened = eval(line, dict(known))
+        if isinstance(opened, polars.LazyFrame):
+            opened = opened.collect()
+        elif isinstance(opened, pyarrow.dataset.Dataset):
+            opened = opened.to_table().to_pandas()
+        assert set(embeddings_schema(8).names) <= set(opened.columns)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_relative_links_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text()):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_error_kinds_of_the_readme_exist() -> None:
+    kinds = {
+        error.kind
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.HistorayError)
+    }
+    table = README.split("## When a slide fails")[1].split("\n## ")[0]
+    said = {
+        kind
+        for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+        for kind in re.findall(r"`([a-z-]+)`", row)
+    }
+    assert said
+    assert said <= kinds
+
+
+def test_every_module_has_its_floor_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for path in (ROOT / "ray_pipeline").iterdir():
+        name = path.stem if path.suffix == ".py" else f"{path.name}/"
+        if name in ("__init__", "__pycache__/") or path.name == "py.typed":
+            continue
+        assert f"`{name}`" in text, name
+
+
+def test_the_makefile_has_what_the_documents_tell() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in DOCUMENTS:
+        said = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
+        assert set(said) <= targets, name
