@@ -67,6 +67,7 @@ class TiffSlideReader:
         _check_magic(file, self._named())
         try:
             self._slide = TiffSlide(file)
+            _check_chain(file, self._slide.ts_tifffile)
             with warnings.catch_warnings():
                 # "metadata parsing only partially implemented": what we need is checked below.
                 warnings.simplefilter("ignore", UserWarning)
@@ -233,6 +234,21 @@ def _check_magic(file: RangedFile, named: str) -> None:
             f"{named} is no slide: its first bytes are not those of a TIFF (SVS, NDPI, SCN, BIF "
             "and pyramidal TIFF can be read); check the file."
         )
+
+
+def _check_chain(file: RangedFile, parsed: tifffile.TiffFile) -> None:
+    """Raise ValueError unless the chain of directories ends as it should.
+
+    tifffile follows the chain as far as it leads and only logs where it breaks off, so a file that
+    lost its end would pass for one with fewer levels.
+    """
+    position = parsed.pages.next_page_offset
+    if position is None:
+        raise ValueError("no directory")
+    file.seek(position)
+    (following,) = struct.unpack(parsed.tiff.offsetformat, file.read(parsed.tiff.offsetsize))
+    if following != 0:
+        raise ValueError(f"the directory after byte {position} is missing")
 
 
 def _baseline_series(file: tifffile.TiffFile, properties: dict[str, Any]) -> Any:

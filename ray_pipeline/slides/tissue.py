@@ -39,7 +39,7 @@ class TissueRule:
     """Greatest brightness of a black pen mark, 0..1."""
     black_pen_chroma: float = 0.12
     """Greatest distance between its colour channels, 0..1."""
-    pen_margin_um: float = 24.0
+    pen_margin_um: float = 16.0
     """Pen marks are widened by this, for their blurred rims."""
 
 
