@@ -20,6 +20,7 @@ from rich.table import Table
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.encoders.registry import MODELS
 from ray_pipeline.errors import HistorayError, UsageError
+from ray_pipeline.estimate import H100_TILES_PER_S, estimate_slides, summary
 from ray_pipeline.flags import with_settings_flags
 from ray_pipeline.progress import Reporter
 from ray_pipeline.recipe import tiling_of, tissue_rule_of
@@ -79,7 +80,7 @@ def plan(
     config: Config = None,
     tiles_per_s: Annotated[
         float, typer.Option(min=0.001, help="Pace of one GPU, for the GPU-hours.")
-    ] = 850.0,
+    ] = H100_TILES_PER_S,
     as_json: AsJson = False,
     *,
     flags: dict[str, Any],
@@ -88,10 +89,9 @@ def plan(
 
     Reads the overviews only; --output is not needed.
     """
-    from ray_pipeline.estimate import estimate_slides, summary  # noqa: PLC0415
-
-    settings = load_settings(config, {"output": "unused", **{k: v for k, v in flags.items() if v}})
-    estimates = list(estimate_slides(settings))
+    settings = load_settings(config, flags, defaults={"output": "unused"})
+    with Reporter() as reporter:
+        estimates = estimate_slides(settings, reporter.show)
     table = Table("slide", "tiles", "level", "mpp", "MB to fetch", "")
     for item in estimates:
         table.add_row(
@@ -178,8 +178,7 @@ def preview(
     from ray_pipeline.preview import draw_preview, save_preview  # noqa: PLC0415
     from ray_pipeline.slides.slide import open_slide  # noqa: PLC0415
 
-    said = {key: value for key, value in flags.items() if value}
-    settings = load_settings(config, {"output": "unused", **said, "slides": [uri]})
+    settings = load_settings(config, {**flags, "slides": [uri]}, defaults={"output": "unused"})
     slide = open_slide(uri, mpp_override=settings.mpp_override)
     try:
         picture, tile_plan = draw_preview(slide, tiling_of(settings), tissue_rule_of(settings))

@@ -35,9 +35,8 @@ class Finding:
 
 def examine(config: str | None, flags: dict[str, Any]) -> list[Finding]:
     """Check everything; stores only where slides or output are said. Never raises for a finding."""
-    said = {"slides": [_UNSAID], "output": _UNSAID} if config is None else {}
-    settings = load_settings(config, said | {k: v for k, v in flags.items() if v})
-    return list(_findings(settings))
+    unsaid = {"slides": [_UNSAID], "output": _UNSAID}
+    return list(_findings(load_settings(config, flags, defaults=unsaid)))
 
 
 def _findings(settings: JobSettings) -> Iterator[Finding]:

@@ -212,3 +212,13 @@ class SourceChangedError(DatasetError):
     """The committed output was made from another version of the source."""
 
     kind = "source-changed"
+
+
+def error_kinds() -> set[str]:
+    """The kinds that a slide's row can tell, and that `embed --retry` takes."""
+
+    def leaves(error: type[HistorayError]) -> set[str]:
+        below = error.__subclasses__()
+        return {error.kind}.union(*map(leaves, below)) if below else {error.kind}
+
+    return set.union(*map(leaves, (StoreError, SlideError, DatasetError)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from ray_pipeline.errors import SlideError, StoreError
 from ray_pipeline.plan import plan_slide
+from ray_pipeline.progress import Counts
 from ray_pipeline.recipe import tiling_of, tissue_rule_of
 from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
@@ -17,7 +18,7 @@ from ray_pipeline.sources import SlideSource, find_slides
 SLIDES_AT_ONCE = 4
 """Slides planned concurrently: the work is mostly waiting for the store."""
 H100_TILES_PER_S = 850.0
-"""Expected pace of h-optimus-0 on one H100, compiled fp16; see ARCHITECTURE.md."""
+"""Pace of h-optimus-0 expected of one H100 in compiled fp16: not yet measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,20 @@ class SlideEstimate:
     """Why it would fail, if so."""
 
 
-def estimate_slides(settings: JobSettings) -> Iterator[SlideEstimate]:
-    """One estimate per slide of the job, in slide_id order."""
-    sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
+def estimate_slides(settings: JobSettings, watch: Callable[[Counts], None]) -> list[SlideEstimate]:
+    """One estimate per slide of the job, in slide_id order; `watch` hears of each."""
     tiling_of(settings)
+    sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
+    counts, estimates = Counts(slides=len(sources)), []
     with ThreadPoolExecutor(SLIDES_AT_ONCE) as pool:
-        yield from pool.map(lambda source: _estimate(source, settings), sources)
+        for estimate in pool.map(lambda source: _estimate(source, settings), sources):
+            estimates.append(estimate)
+            counts.slides_planned += 1
+            counts.slides_done += estimate.failure is None
+            counts.slides_failed += estimate.failure is not None
+            counts.tiles_planned += estimate.n_tiles
+            watch(counts)
+    return estimates
 
 
 def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:

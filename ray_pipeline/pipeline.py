@@ -39,6 +39,7 @@ from ray_pipeline.dataset.start import (
     probe_conditional,
     read_state,
 )
+from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.errors import ClusterError, DoesNotFitError, HistorayError, IncompleteError
 from ray_pipeline.ledger import Ledger, SlideTally
@@ -67,6 +68,8 @@ PLAN_BLOCK_BYTES = 24 << 10
 one reader's next work. A shard with pixels is larger than this and is a block by itself."""
 MOST_SLIDE_BLOCKS = 10_000
 """Blocks of the graph's input: one slide each, until there are more slides than this."""
+LARGE_MODEL = 50_000_000
+"""Parameters beyond which a CPU is so slow that it is said."""
 ACTOR_START_DEATHS = 3
 """Actors that may die while starting before the job gives up."""
 
@@ -98,6 +101,8 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         if not settings.autoscaling:
             raise
         reporter.say(f"waiting for the cluster to grow: {error}")
+    if placement.encoder_gpus == 0 and get_spec(settings.model).parameters > LARGE_MODEL:
+        reporter.say(f"no GPU in this cluster: {settings.model} takes seconds a tile on CPUs.")
     identity = resolve_identity(settings, output, placement)
     if not identity.meaningful:
         reporter.say(f"{identity.model} runs with made-up weights: these vectors mean nothing.")
@@ -105,7 +110,7 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
     layout = Layout(recipe.fingerprint)
     claim_recipe(output, layout, recipe.to_dict(), settings.partition_by)
     state = read_state(output, layout)
-    work = choose_work(output, layout, sources, state, settings.retry)
+    work = choose_work(output, layout, sources, state, settings)
     report = RunReport(
         run=run,
         output=output.uri,

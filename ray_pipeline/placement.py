@@ -71,7 +71,8 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     encoder_gpus = settings.encoder_gpus
     if encoder_gpus is None:
-        encoder_gpus = 1.0 if gpus >= 1 else 0.0
+        # A cluster that grows by itself may have no GPU yet.
+        encoder_gpus = 1.0 if gpus >= 1 or settings.autoscaling else 0.0
     if encoder_gpus > 0:
         encoders = settings.encoders or max(1, int(gpus / encoder_gpus))
         encoder_cpus = settings.encoder_cpus or 1.0

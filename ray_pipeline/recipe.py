@@ -18,7 +18,7 @@ from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.errors import OffSpecError
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.slides.fallback import RESAMPLE_RULE
-from ray_pipeline.slides.grid import TilingRule
+from ray_pipeline.slides.grid import MPP_TOLERANCE, TilingRule
 from ray_pipeline.slides.tissue import TissueRule
 
 FORMAT_VERSION = 1
@@ -59,7 +59,12 @@ class Recipe:
             "encoder": self.encoder.to_json(),
             "tiling": asdict(self.tiling),
             "tissue": asdict(self.tissue),
-            "reading": {"resample": RESAMPLE_RULE, "normalise": "none"},
+            "reading": {
+                "level": "coarsest not coarser than mpp",
+                "mpp_tolerance": MPP_TOLERANCE,
+                "resample": RESAMPLE_RULE,
+                "normalise": "none",
+            },
             "max_tiles_per_slide": self.max_tiles_per_slide,
             "allow_off_spec": self.allow_off_spec,
         }

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ray_pipeline.encoders.spec import AskedPrecision
-from ray_pipeline.errors import SettingsError
+from ray_pipeline.errors import SettingsError, error_kinds
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.store import Store, split_uri
 
@@ -106,13 +107,34 @@ class JobSettings(BaseModel):
         description="The cluster grows on demand: what doesn't fit yet is a warning, not an error.",
     )
 
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, weights: str | None) -> str | None:
+        """A relative path means the same on every worker of this machine."""
+        if weights in (None, "random") or "://" in str(weights):
+            return weights
+        return str(Path(str(weights)).expanduser().absolute())
 
-def load_settings(config: str | None, flags: Mapping[str, Any]) -> JobSettings:
+    @field_validator("retry")
+    @classmethod
+    def _known_kinds(cls, retry: list[str]) -> list[str]:
+        kinds = sorted(error_kinds())
+        for kind in retry:
+            if kind not in kinds:
+                raise ValueError(f"no error kind '{kind}'; there are {', '.join(kinds)}")
+        return retry
+
+
+def load_settings(
+    config: str | None, flags: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+) -> JobSettings:
     """Settings from a YAML file (path or store URI) overlaid by flags that are not None or empty.
+
+    `defaults` stand in for keys that neither says, for commands that need less than a job does.
 
     Raises SettingsError naming the key, what is wrong with it and the mend.
     """
-    said: dict[str, Any] = {}
+    said: dict[str, Any] = dict(defaults or {})
     if config is not None:
         root, key = split_uri(config)
         text = Store.open(root).get(key)

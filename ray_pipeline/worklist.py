@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, get_records, put_record
 from ray_pipeline.dataset.start import OutputState, read_footer
-from ray_pipeline.errors import SourceChangedError
+from ray_pipeline.errors import CommitConflictError, SourceChangedError
 from ray_pipeline.rows import Failure
+from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
 
@@ -37,7 +38,7 @@ def choose_work(
     layout: Layout,
     sources: Sequence[SlideSource],
     state: OutputState,
-    retry: Sequence[str],
+    settings: JobSettings,
 ) -> Work:
     """Sort the job's slides.
 
@@ -47,6 +48,7 @@ def choose_work(
     its staged shards make that cheap.
     """
     work = Work(standing=set(state.outputs))
+    retry = settings.retry
     kinds = _last_kinds(output, layout, sources, state) if retry else {}
     for source in sources:
         if source.error is not None:
@@ -55,6 +57,10 @@ def choose_work(
         done = state.done.get(source.slide_id, set())
         if source.input_fp in done:
             work.finished += 1
+            continue
+        moved = _moved(layout, source, state, settings.partition_by)
+        if moved is not None:
+            work.failures.append((source, Failure.of("list", moved)))
             continue
         changed = _made_from_another(output, source, state)
         if changed and SourceChangedError.kind in retry:
@@ -84,6 +90,20 @@ def record_failure(
         record = replace(earlier[0], run=record.run) if earlier else replace(record, status="done")
     noted = replace(record, stage=failure.stage, error_kind=failure.kind, reason=failure.reason)
     put_record(output, layout, noted)
+
+
+def _moved(
+    layout: Layout, source: SlideSource, state: OutputState, partition_by: Sequence[str]
+) -> CommitConflictError | None:
+    """The error of a slide whose file stands in another folder than its manifest now says."""
+    standing = state.outputs.get(source.slide_id)
+    key = layout.output(source.slide_id, {n: source.attributes.get(n) for n in partition_by})
+    if standing is None or standing == key:
+        return None
+    return CommitConflictError(
+        f"{source.slide_id}: its file stands at {standing}, but its manifest now says {key}: "
+        "delete the one that is wrong, or put the manifest's value back."
+    )
 
 
 def _made_from_another(output: Store, source: SlideSource, state: OutputState) -> bool:

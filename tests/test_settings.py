@@ -27,12 +27,25 @@ def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
         ({"mpp": 100.0}, r"'mpp': .*20 \(got 100.0\)"),
         ({"precision": "fp8"}, r"'precision': "),
         ({"output": None}, r"'output' is missing"),
+        ({"retry": ["no-mp"]}, r"'retry': .*no error kind 'no-mp'; there are .*no-mpp"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key(said: dict[str, object], words: str) -> None:
     merged = {key: value for key, value in {**GOOD, **said}.items() if value is not None}
     with pytest.raises(SettingsError, match=words):
         load_settings(None, merged)
+
+
+def test_zero_is_said_and_defaults_give_way() -> None:
+    settings = load_settings(None, {**GOOD, "min_tissue": 0.0}, defaults={"output": "unused"})
+    assert (settings.min_tissue, settings.output) == (0.0, "s3://bucket/out")
+
+
+def test_a_relative_path_of_weights_means_the_same_everywhere(tmp_path: Path) -> None:
+    settings = load_settings(None, {**GOOD, "weights": "model.safetensors"})
+    assert settings.weights == str(Path.cwd() / "model.safetensors")
+    for weights in ("random", "s3://bucket/model.bin"):
+        assert load_settings(None, {**GOOD, "weights": weights}).weights == weights
 
 
 @pytest.mark.parametrize("text", ["slides: [a\n", "- a\n- b\n", "1: 2\nslides: a\noutput: b\n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 import zlib
@@ -22,12 +23,17 @@ from ray_pipeline.errors import (
     TooLargeError,
 )
 from ray_pipeline.ranged_file import RangedFile
+from ray_pipeline.slides.jpeg import jpeg_fault
 from ray_pipeline.slides.levels import Level, Overview, settle_mpp
 
 RESAMPLE_RULE = "sub-pixel box, antialiased triangle (Pillow 2-D BILINEAR), uint8"
 """How a tile is made when its side at the level differs from the model's; stands in the recipe."""
 MOST_SIDE_PX = 1 << 20
 """Longest side that is opened: four times the longest any scanner makes, at its finest."""
+MOST_TILE_PX = 1 << 27
+"""Largest compressed tile or strip that is decoded: 400 MB once it is."""
+MISSING = 255
+"""Every channel of tiles the file leaves out, as scanners do where they saw no tissue: glass."""
 MOST_RUN_TILES = 16
 """Neighbouring tiles decoded together: bounds a region to some 4,000 px across."""
 STRIP_PX = 1 << 24
@@ -45,12 +51,14 @@ _PARSER_ERRORS = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     OSError,
     RuntimeError,
     TypeError,
     ValueError,
 )
+_COLOURS = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -76,17 +84,24 @@ class TiffSlideReader:
             dimensions = list(self._slide.level_dimensions)
             downsamples = [float(value) for value in self._slide.level_downsamples]
             pages = [self._page(index) for index in range(len(dimensions))]
+        except NotImplementedError as error:
+            raise NotASlideError(
+                f"{self._named()} has a layout that can't be read ({_short(error)}): convert it to "
+                "a pyramidal TIFF of one RGB picture."
+            ) from error
         except _PARSER_ERRORS as error:
             raise DamagedSlideError(
                 f"{self._named()} starts like a TIFF but its directory can't be read "
                 f"({_short(error)}): it is cut short or damaged; upload it again."
             ) from error
         self._check_pages(pages, dimensions)
+        for page in pages:
+            page.keyframe.nodata = MISSING
         self.vendor = str(properties.get("tiffslide.vendor") or "generic-tiff")
         self.mpp = settle_mpp(
             slide_id,
-            properties.get("tiffslide.mpp-x"),
-            properties.get("tiffslide.mpp-y"),
+            _number(properties.get("tiffslide.mpp-x")),
+            _number(properties.get("tiffslide.mpp-y")),
             mpp_override,
         )
         self.levels = tuple(
@@ -157,17 +172,11 @@ class TiffSlideReader:
 
     def compressed_bytes(self, *, level: int, xy: npt.NDArray[np.int32], side_px: float) -> int:
         """See `Slide.compressed_bytes`."""
-        page, chosen = self._page(level), self.levels[level]
-        width = page.tilewidth or chosen.width_px
-        height = page.tilelength or page.rowsperstrip or chosen.height_px
-        across = -(-chosen.width_px // width)
-        counts = page.databytecounts
+        page = self._page(level)
         under: set[int] = set()
-        for x, y in xy / chosen.downsample:
-            for row in range(int(y // height), int((y + side_px - 1e-6) // height) + 1):
-                first, last = int(x // width), int((x + side_px - 1e-6) // width)
-                under.update(range(row * across + first, row * across + last + 1))
-        return sum(counts[index] for index in under if index < len(counts))
+        for x, y in xy / self.levels[level].downsample:
+            under.update(_tiles_under(page, x, y, x + side_px, y + side_px))
+        return sum(page.databytecounts[index] for index in under)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -180,11 +189,9 @@ class TiffSlideReader:
         """Pixels of one level, clipped to it: uint8 [h, w, 3]; `left`, `top` in px of the level."""
         width = min(width, level.width_px - left)
         height = min(height, level.height_px - top)
-        # tiffslide scales level-0 positions down and rounds down; these two land on left and top.
-        finest = self.levels[0]
-        x = -(-left * finest.width_px // level.width_px)
-        y = -(-top * finest.height_px // level.height_px)
+        x, y = (_scaled_up(position, level.downsample) for position in (left, top))
         try:
+            self._check_tiles(level, left, top, left + width, top + height)
             array = self._slide.read_region((x, y), level.index, (width, height), as_array=True)
         except StoreError:
             raise
@@ -194,6 +201,20 @@ class TiffSlideReader:
                 f"decoded ({_short(error)}): the file is damaged; upload it again."
             ) from error
         return np.ascontiguousarray(array, np.uint8)
+
+    def _check_tiles(self, level: Level, left: int, top: int, right: int, bottom: int) -> None:
+        """Raise ValueError where a JPEG tile under the region, px of the level, is not whole."""
+        page = self._page(level.index)
+        # Hamamatsu's tiles are pieces of one JPEG; theirs only tifffile can put together.
+        if page.compression != tifffile.COMPRESSION.JPEG or page.jpegheader is not None:
+            return
+        for index in _tiles_under(page, left, top, right, bottom):
+            if page.databytecounts[index] == 0:
+                continue
+            self._file.seek(page.dataoffsets[index])
+            fault = jpeg_fault(self._file.read(page.databytecounts[index]), *_tile_size(page))
+            if fault:
+                raise ValueError(f"compressed tile {index} holds {fault}")
 
     def _page(self, level: int) -> Any:
         return self._series.levels[level][0]
@@ -208,10 +229,22 @@ class TiffSlideReader:
                     f"{self._named()} claims {width} x {height} px at level {index}, past the "
                     f"limit of {MOST_SIDE_PX} px a side: it was not decoded; check the file."
                 )
-            if page.samplesperpixel != 3 or page.dtype != np.uint8:
+            if (
+                page.samplesperpixel != 3
+                or page.dtype != np.uint8
+                or page.photometric not in _COLOURS
+            ):
+                kind = tifffile.PHOTOMETRIC(page.photometric).name
                 raise NotASlideError(
-                    f"{self._named()} has {page.samplesperpixel} channels of {page.dtype}; only "
-                    "8-bit RGB slides can be read: convert it to RGB first."
+                    f"{self._named()} has {page.samplesperpixel} channels of {page.dtype} ({kind});"
+                    " only 8-bit RGB slides can be read: convert it to RGB first."
+                )
+            tile = _tile_size(page)
+            if math.prod(tile) > MOST_TILE_PX:
+                raise TooLargeError(
+                    f"{self._named()} is compressed in pieces of {tile[0]} x {tile[1]} px at level "
+                    f"{index}, past the limit of {MOST_TILE_PX} px: it was not decoded; convert it "
+                    "to a TIFF in tiles."
                 )
             offsets, counts = np.asarray(page.dataoffsets), np.asarray(page.databytecounts)
             beyond = int((offsets + counts > self.size_bytes).sum())
@@ -254,6 +287,36 @@ def _check_chain(file: RangedFile, parsed: tifffile.TiffFile) -> None:
 def _baseline_series(file: tifffile.TiffFile, properties: dict[str, Any]) -> Any:
     index = properties.get("tiffslide.series-index")
     return file.series[int(index) if index is not None else 0]
+
+
+def _number(value: object) -> float | None:
+    """What a file states as a number; None where it states something else."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return None
+
+
+def _scaled_up(position: int, downsample: float) -> int:
+    """The level-0 position that tiffslide, which divides and rounds down, takes to `position`."""
+    scaled = math.ceil(position * downsample)
+    return scaled + (int(scaled / downsample) < position)
+
+
+def _tile_size(page: Any) -> tuple[int, int]:
+    """Width and height of a page's compressed tiles, or of its strips, px."""
+    if page.is_tiled:
+        return page.tilewidth, page.tilelength
+    return page.imagewidth, min(page.rowsperstrip or page.imagelength, page.imagelength)
+
+
+def _tiles_under(page: Any, left: float, top: float, right: float, bottom: float) -> Iterator[int]:
+    """Indexes of the compressed tiles under a rectangle in px of the page, none past its edges."""
+    width, height = _tile_size(page)
+    across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
+    for row in range(int(top // height), min(math.ceil(bottom / height), down)):
+        for column in range(int(left // width), min(math.ceil(right / width), across)):
+            yield row * across + column
 
 
 def _runs(origins: npt.NDArray[np.floating[Any]], side_px: float) -> Iterator[npt.NDArray[np.intp]]:

@@ -38,6 +38,13 @@ def squares(slide: Path, table: dict[str, list[int]]) -> npt.NDArray[np.uint8]:
         )
 
 
+def listed(server: S3Server, bucket: str) -> list[tuple[str, str, str]]:
+    """Key, etag and time of every object under embeddings/."""
+    name = bucket.removeprefix("s3://")
+    found = server.client().list_objects_v2(Bucket=name, Prefix="out/embeddings/")
+    return [(item["Key"], item["ETag"], str(item["LastModified"])) for item in found["Contents"]]
+
+
 def the_file(output: str) -> pq.ParquetFile:
     store = Store.open(output)
     (info,) = store.list("embeddings")
@@ -74,9 +81,11 @@ def test_every_vector_is_that_of_openslides_pixels(s3_server: S3Server, real_sli
     stored = np.stack(table["embedding"].to_numpy())
     assert cosine(expected, stored).min() >= 0.9999
 
+    before = listed(s3_server, bucket)
     again = historay("embed", *job, "--output", f"{bucket}/out", "--json", env=s3_server.env)
     assert again.code == 0
     assert (again.json["slides_finished_before"], again.json["encoders_loaded"]) == (1, 0)
+    assert listed(s3_server, bucket) == before, "nothing was put under embeddings/"
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 from pathlib import Path
 
@@ -88,3 +90,24 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(s3: S3Server, slides:
     one, other = rows(broken), rows(whole)
     assert one.drop(["embedding"]).equals(other.drop(["embedding"]))
     assert np.array_equal(np.stack(one["embedding"]), np.stack(other["embedding"]))
+
+
+@pytest.mark.timeout(600)
+def test_a_termination_signal_stops_it_and_the_same_command_resumes(
+    slides: Path, tmp_path: Path
+) -> None:
+    job = ["--slides", f"{slides}/", "--output", str(tmp_path / "out"), "--model", "toy", "--json"]
+    process = start("embed", *job)
+    deadline = time.monotonic() + DEADLINE_S
+    while not list((tmp_path / "out").glob("_state/*/staging/*/*/*.arrow")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 4, stderr
+    assert "resume with the same command" in stderr
+    assert json.loads(stdout.splitlines()[-1])["stopped"] is True
+    rerun = historay("embed", *job)
+    assert rerun.code == 0, rerun.stderr
+    assert set(outputs(Store.open(str(tmp_path / "out")))) == set("abcd")

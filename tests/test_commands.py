@@ -1,0 +1,88 @@
+"""The commands that look at things: plan, inspect, preview, doctor, weights convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.commands import historay
+from tests.servers.s3 import S3Server
+
+CMU = "CMU-1-Small-Region.svs"
+
+
+def test_plan_counts_tiles_bytes_and_gpu_hours(real_slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.svs").write_text("notes")
+    slides = ["--slides", str(real_slides / CMU), "--slides", str(tmp_path)]
+    outcome = historay("plan", *slides, "--tiles-per-s", "100", "--json")
+    assert outcome.code == 3
+    told = outcome.json
+    assert (told["slides"], told["slides_failed"]) == (2, 1)
+    assert 45 <= told["tiles"] <= 65
+    assert told["gpu_hours"] == pytest.approx(told["tiles"] / 100 / 3600, abs=1e-4)
+    size = (real_slides / CMU).stat().st_size
+    assert size < told["fetch_bytes"] < 2 * size
+    failed = {item["slide_id"]: item["failure"] for item in told["per_slide"]}
+    assert failed["text"]["kind"] == "not-a-slide"
+
+
+def test_inspect_tells_mpp_its_source_and_the_level_to_read(real_slides: Path) -> None:
+    told = historay("inspect", str(real_slides / CMU), "--json").json
+    assert told["vendor"] == "aperio"
+    assert told["mpp"] == {"value": 0.499, "source": "file", "found": 0.499}
+    assert (told["reading"]["level"], told["reading"]["resampled"]) == (0, False)
+    overridden = historay(
+        "inspect", str(real_slides / CMU), "--mpp-override", "0.25", "--json"
+    ).json
+    assert overridden["mpp"] == {"value": 0.25, "source": "override", "found": 0.499}
+    assert overridden["reading"]["side_px"] == pytest.approx(448)
+
+
+def test_inspect_of_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    outcome = historay("inspect", str(tmp_path / "none.svs"))
+    assert outcome.code == 1
+    assert "none.svs does not exist" in outcome.error
+
+
+def test_preview_draws_tissue_and_tiles(real_slides: Path, tmp_path: Path) -> None:
+    outcome = historay("preview", str(real_slides / CMU), "--out", str(tmp_path / "x.png"))
+    assert outcome.code == 0, outcome.stderr
+    with Image.open(tmp_path / "x.png") as picture:
+        colours = {colour for _, colour in picture.getcolors(1 << 20) or []}
+        assert picture.size == (139, 186)
+    assert {(0, 140, 0), (30, 60, 220)} <= colours
+
+
+@pytest.mark.timeout(200)
+def test_doctor_says_what_is_well_and_what_is_not(s3: S3Server, real_slides: Path) -> None:
+    bucket = s3.bucket()
+    well = historay(
+        "doctor",
+        *("--slides", str(real_slides / CMU), "--output", f"{bucket}/out", "--model", "toy"),
+        "--json",
+        env=s3.env,
+    )
+    assert well.code == 0, well.stdout
+    findings = {item["what"]: item for item in well.json["findings"]}
+    assert {"versions", "ray", "placement", "weights", "encoder", "slides", "output"} == set(
+        findings
+    )
+    assert "conditional writes" in findings["output"]["sentence"]
+    ill = historay("doctor", "--output", "s3://no-such-bucket/x", "--json", env=s3.env)
+    assert ill.code == 1
+    findings = {item["what"]: item for item in ill.json["findings"]}
+    assert not findings["weights"]["ok"]
+    assert "hf download" in findings["weights"]["sentence"]
+    assert "no bucket 'no-such-bucket'" in findings["output"]["sentence"]
+
+
+def test_weights_convert_writes_safetensors(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(6.0).reshape(2, 3)}, tmp_path / "model.bin")
+    source, target = str(tmp_path / "model.bin"), tmp_path / "model.safetensors"
+    outcome = historay("weights", "convert", source, str(target))
+    assert outcome.code == 0, outcome.stderr
+    assert "weights digest" in outcome.stdout
+    assert target.exists()

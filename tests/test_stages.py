@@ -1,0 +1,107 @@
+"""The stages by themselves, with a table in hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.staging import get_fragment, list_staged
+from ray_pipeline.encoders.encoder import probe_identity
+from ray_pipeline.errors import WeightsError
+from ray_pipeline.rows import Failure, ShardRow, from_table, to_table
+from ray_pipeline.slides.grid import TilingRule
+from ray_pipeline.slides.tissue import TissueRule
+from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard
+from ray_pipeline.store import Store, split_uri
+from ray_pipeline.synthetic import write_slide
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("slides") / "a.svs"
+    write_slide(path, width_px=6144, height_px=6144, seed=1)
+    return str(path)
+
+
+def planned(slide: str, staged: dict[str, list[int]] | None = None) -> list[ShardRow]:
+    root, key = split_uri(slide)
+    task = {
+        "slide_id": "a",
+        "uri": slide,
+        "etag": Store.open(root).head(key).etag,
+        "mpp_override": None,
+        "staged": staged or {},
+    }
+    return list(PlanSlide(TilingRule(), TissueRule()).rows(json.loads(json.dumps(task))))
+
+
+def test_planning_twice_yields_the_same_rows(slide: str) -> None:
+    first, second = planned(slide), planned(slide)
+    assert first[0].is_header
+    assert first[0].info["n_shards"] == len(first) - 1 > 1
+    for one, other in zip(first[1:], second[1:], strict=True):
+        assert one.info == other.info
+        assert np.array_equal(one.xy, other.xy)  # type: ignore[arg-type]
+    sizes = [len(row.xy) for row in first[1:] if row.xy is not None]
+    assert sum(sizes) == first[0].info["n_tiles"]
+    assert sizes[:-1] == [256] * (len(sizes) - 1)
+
+
+def test_staged_shards_of_this_plan_are_skipped_and_of_others_not(slide: str) -> None:
+    header = planned(slide)[0]
+    resumed = planned(slide, {header.info["plan_fp"]: [0, 99], "other": [1]})
+    assert resumed[0].info["staged"] == [0]
+    assert [row.shard for row in resumed[1:]] == list(range(1, header.info["n_shards"]))
+
+
+def test_a_shard_goes_all_the_way(slide: str, tmp_path: Path) -> None:
+    header, shard, *_ = planned(slide)
+    failed = shard.failed(Failure(stage="read", kind="damaged-slide", reason="a: cut short."))
+    identity = probe_identity("toy", None, "fp32", "cpu")
+    output = Store.open(str(tmp_path / "out"))
+    table = to_table([header, shard, failed])
+    table = ReadTiles()(table)
+    table = EncodeTiles(identity, None, device="cpu", batch_size=8)(table)
+    ends = list(from_table(StageShard(output, "f00df00df00d")(table)))
+    assert [row.is_header for row in ends] == [True, False, False]
+    assert ends[1].info["n"] == 256
+    assert ends[1].pixels is None
+    assert ends[1].embedding is None
+    assert ends[2].failure == failed.failure
+    plan_fp = header.info["plan_fp"]
+    assert list_staged(output, Layout("f00df00df00d")) == {"a": {plan_fp: [0]}}
+    fragment = get_fragment(output, Layout("f00df00df00d"), "a", plan_fp, 0)
+    assert fragment["tile"].to_pylist() == list(range(256))
+
+
+def test_a_slide_that_is_gone_when_it_is_read_is_a_failure(slide: str, tmp_path: Path) -> None:
+    copy = tmp_path / "b.svs"
+    copy.write_bytes(Path(slide).read_bytes())
+    _, shard, *_ = planned(str(copy))
+    copy.unlink()
+    row = ReadTiles().read(shard)
+    assert row.failure is not None
+    assert (row.failure.stage, row.failure.kind) == ("read", "not-found")
+
+
+def test_a_slide_replaced_between_planning_and_reading_is_a_failure(
+    slide: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "b.svs"
+    copy.write_bytes(Path(slide).read_bytes())
+    _, shard, *_ = planned(str(copy))
+    write_slide(copy, width_px=6144, height_px=6144, seed=2)
+    row = ReadTiles().read(shard)
+    assert row.failure is not None
+    assert row.failure.kind == "source-replaced"
+
+
+def test_an_actor_with_other_weights_refuses_to_work() -> None:
+    identity = probe_identity("toy", None, "fp32", "cpu")
+    changed = type(identity).from_json({**identity.to_json(), "weights_digest": "0" * 64})
+    with pytest.raises(WeightsError, match="loaded another encoder"):
+        EncodeTiles(changed, None, device="cpu")
