@@ -30,7 +30,6 @@ from ray_pipeline.dataset.identity import remembered_identity
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord
 from ray_pipeline.dataset.report import RunReport, versions
-from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.dataset.slides_table import compact
 from ray_pipeline.dataset.start import (
     OutputState,
@@ -41,7 +40,8 @@ from ray_pipeline.dataset.start import (
 )
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
-from ray_pipeline.errors import ClusterError, DoesNotFitError, HistorayError, IncompleteError
+from ray_pipeline.endings import Endings, incomplete
+from ray_pipeline.errors import ClusterError, DoesNotFitError, HistorayError
 from ray_pipeline.ledger import Ledger, SlideTally
 from ray_pipeline.placement import (
     COMMIT_CPUS,
@@ -124,7 +124,15 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         placement=asdict(placement),
         versions=versions(),
     )
-    job = _Job(settings, recipe, output, layout, state, report, reporter, work)
+    endings = Endings(
+        output=output,
+        recipe=recipe,
+        state=state,
+        work=work,
+        report=report,
+        partition_by=tuple(settings.partition_by),
+    )
+    job = _Job(settings, recipe, output, layout, state, report, reporter, work, endings)
     try:
         job.run(placement)
     finally:
@@ -240,6 +248,7 @@ class _Job:
     report: RunReport
     reporter: Reporter
     work: Work
+    endings: Endings
     counts: Counts = field(default_factory=Counts)
     commits: dict[Any, tuple[SlideSource, SlideTally]] = field(default_factory=dict)
 
@@ -342,64 +351,12 @@ class _Job:
         if tally.failure is not None:
             self._fail(source, tally.failure, tally)
         elif not tally.whole:
-            error = IncompleteError(
-                f"{source.slide_id}: {len(tally.shards)} shards arrived before the stream ended; "
-                "run again to do the rest."
-            )
-            self._fail(source, Failure.of("stage", error), tally)
+            self._fail(source, incomplete(source, tally), tally)
         else:
             self._collect(COMMITS_IN_FLIGHT - 1)
-            job = self._commit_job(source, tally)
+            job = self.endings.commit_job(source, tally)
             reference = _commit.options(memory=_commit_memory(job)).remote(job)
             self.commits[reference] = (source, tally)
-
-    def _commit_job(self, source: SlideSource, tally: SlideTally) -> CommitJob:
-        header = tally.header or {}
-        record = self._record(source, tally, status="done")
-        changed = source.slide_id in self.work.replacing
-        return CommitJob(
-            output=self.output,
-            record=record,
-            n_shards=header["n_shards"],
-            n_tiles=header["n_tiles"],
-            dim=self.recipe.encoder.dim,
-            conditional=self.report.conditional_store,
-            replace_etag=self.state.etags.get(source.slide_id) if changed else None,
-            stale_done=tuple(self.work.replacing.get(source.slide_id, ())),
-            partitions={n: source.attributes.get(n) for n in self.settings.partition_by},
-            footer=Footer(
-                recipe=self.recipe.to_dict(),
-                recipe_fp=self.recipe.fingerprint,
-                slide_id=source.slide_id,
-                uri=source.uri,
-                etag=source.etag,
-                input_fp=source.input_fp,
-                plan_fp=header["plan_fp"],
-                mpp_used=header["facts"]["mpp_used"],
-                mpp_achieved=header["facts"]["mpp_achieved"],
-                level=header["facts"]["level"],
-                version=self.report.versions["historay"],
-                warning="" if self.recipe.encoder.meaningful else MEANINGLESS,
-            ),
-        )
-
-    def _record(self, source: SlideSource, tally: SlideTally, *, status: str) -> SlideRecord:
-        header = tally.header or {}
-        return SlideRecord(
-            slide_id=source.slide_id,
-            uri=source.uri,
-            status=status,
-            run=self.report.run,
-            etag=source.etag,
-            size_bytes=source.size_bytes,
-            input_fp=source.input_fp,
-            plan_fp=header.get("plan_fp", ""),
-            seconds=round(tally.seconds, 3),
-            gets=tally.gets,
-            bytes_fetched=tally.bytes_fetched,
-            facts=header.get("facts", {}),
-            attributes=source.attributes,
-        )
 
     def _collect(self, leave: int) -> None:
         """Take in finished commits; wait until at most `leave` are in flight."""
@@ -431,12 +388,8 @@ class _Job:
         self.report.bytes_fetched += tally.bytes_fetched
         self.counts.slides_failed += 1
         self.reporter.say(f"{source.slide_id} failed at {failure.stage}: {failure.reason}")
-        record = self._record(source, tally, status="failed")
+        record = self.endings.record(source, tally, status="failed")
         record_failure(self.output, self.layout, self.work, record, failure)
-
-
-MEANINGLESS = "made-up weights: these vectors mean nothing"
-"""What log and footer say of random weights."""
 
 
 def _pool(size: int) -> ray.data.ActorPoolStrategy:

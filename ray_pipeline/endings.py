@@ -1,0 +1,100 @@
+"""What is written of a slide that came to its end: its record, and the job that commits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_pipeline.dataset.commit import CommitJob
+from ray_pipeline.dataset.records import SlideRecord
+from ray_pipeline.dataset.report import RunReport
+from ray_pipeline.dataset.schema import Footer
+from ray_pipeline.dataset.start import OutputState
+from ray_pipeline.errors import IncompleteError
+from ray_pipeline.ledger import SlideTally
+from ray_pipeline.recipe import Recipe
+from ray_pipeline.rows import Failure
+from ray_pipeline.sources import SlideSource
+from ray_pipeline.store import Store
+from ray_pipeline.worklist import Work
+
+MEANINGLESS = "made-up weights: these vectors mean nothing"
+"""What log and footer say of random weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endings:
+    """The facts of a run that stand in every slide's record and file."""
+
+    output: Store
+    """The output's root."""
+    recipe: Recipe
+    """The run's recipe."""
+    state: OutputState
+    """What the output held at the start."""
+    work: Work
+    """What is to do, and what is to be replaced."""
+    report: RunReport
+    """The run's name, versions, and kind of store."""
+    partition_by: tuple[str, ...]
+    """Manifest columns that are folders."""
+
+    def record(self, source: SlideSource, tally: SlideTally, *, status: str) -> SlideRecord:
+        """The slide's record as far as the run itself knows it."""
+        header = tally.header or {}
+        return SlideRecord(
+            slide_id=source.slide_id,
+            uri=source.uri,
+            status=status,
+            run=self.report.run,
+            etag=source.etag,
+            size_bytes=source.size_bytes,
+            input_fp=source.input_fp,
+            plan_fp=header.get("plan_fp", ""),
+            seconds=round(tally.seconds, 3),
+            gets=tally.gets,
+            bytes_fetched=tally.bytes_fetched,
+            facts=header.get("facts", {}),
+            attributes=source.attributes,
+        )
+
+    def commit_job(self, source: SlideSource, tally: SlideTally) -> CommitJob:
+        """How to commit a slide that is whole."""
+        header = tally.header
+        assert header is not None, "a whole slide has its header"
+        facts, changed = header["facts"], source.slide_id in self.work.replacing
+        return CommitJob(
+            output=self.output,
+            record=self.record(source, tally, status="done"),
+            n_shards=header["n_shards"],
+            n_tiles=header["n_tiles"],
+            dim=self.recipe.encoder.dim,
+            conditional=self.report.conditional_store,
+            replace_etag=self.state.etags.get(source.slide_id) if changed else None,
+            stale_done=tuple(self.work.replacing.get(source.slide_id, ())),
+            partitions={name: source.attributes.get(name) for name in self.partition_by},
+            footer=Footer(
+                recipe=self.recipe.to_dict(),
+                recipe_fp=self.recipe.fingerprint,
+                slide_id=source.slide_id,
+                uri=source.uri,
+                etag=source.etag,
+                input_fp=source.input_fp,
+                plan_fp=header["plan_fp"],
+                mpp_used=facts["mpp_used"],
+                mpp_achieved=facts["mpp_achieved"],
+                level=facts["level"],
+                version=self.report.versions["historay"],
+                warning="" if self.recipe.encoder.meaningful else MEANINGLESS,
+            ),
+        )
+
+
+def incomplete(source: SlideSource, tally: SlideTally) -> Failure:
+    """The failure of a slide of which not everything came."""
+    return Failure.of(
+        "stage",
+        IncompleteError(
+            f"{source.slide_id}: {len(tally.shards)} shards arrived before the stream ended; "
+            "run again to do the rest."
+        ),
+    )
