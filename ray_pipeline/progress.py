@@ -34,12 +34,12 @@ class Counts:
     """Tiles of the planned slides."""
 
 
-def seconds_left(counts: Counts, elapsed_s: float) -> float | None:
-    """Time to go at the pace so far, guessing unplanned slides at the mean of the planned ones."""
-    if counts.tiles == 0 or counts.slides_planned == 0:
+def seconds_left(counts: Counts, tiles_per_s: float) -> float | None:
+    """Time to go at this pace, guessing unplanned slides at the mean of the planned ones."""
+    if tiles_per_s <= 0 or counts.slides_planned == 0:
         return None
     expected = counts.tiles_planned * counts.slides / counts.slides_planned
-    return max(0.0, (expected - counts.tiles) * elapsed_s / counts.tiles)
+    return max(0.0, (expected - counts.tiles) / tiles_per_s)
 
 
 class Reporter:
@@ -51,6 +51,7 @@ class Reporter:
         self.live = self.stream.isatty()
         self._started = time.monotonic()
         self._last = self._started
+        self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -92,8 +93,8 @@ class Reporter:
             return
         self._last = now
         elapsed = now - self._started
-        left = seconds_left(counts, elapsed)
-        rate = counts.tiles / elapsed if elapsed > 0 else 0.0
+        rate = self._rate(now, counts.tiles)
+        left = seconds_left(counts, rate)
         if self._bar is None:
             extra = {
                 "tiles_per_s": round(rate, 1),
@@ -114,6 +115,17 @@ class Reporter:
         )
         complete = max(share, ended / max(1, counts.slides))
         self._bar.update(self._task, total=1.0, completed=complete, facts=facts)
+
+    def _rate(self, now: float, tiles: int) -> float:
+        """Tiles per second since the first ones came: loading the model is no part of the pace."""
+        if tiles and self._first is None:
+            self._first = now, tiles
+        if self._first is None:
+            return 0.0
+        since, already = self._first
+        if tiles > already and now > since:
+            return (tiles - already) / (now - since)
+        return tiles / (now - self._started) if now > self._started else 0.0
 
     def _line(self, value: dict[str, object]) -> None:
         self.stream.write(json.dumps(value) + "\n")

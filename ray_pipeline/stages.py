@@ -199,7 +199,8 @@ class EncodeTiles:
         rows = list(from_table(table))
         pixels = [row.pixels for row in rows if row.to_do and row.pixels is not None]
         started = time.monotonic()
-        vectors = self.encoder.encode(np.concatenate(pixels)) if pixels else None
+        tiles = pixels[0] if len(pixels) == 1 else np.concatenate(pixels) if pixels else None
+        vectors = None if tiles is None else self.encoder.encode(tiles)
         per_tile_s = (time.monotonic() - started) / max(1, sum(map(len, pixels)))
         out, start = [], 0
         for row in rows:

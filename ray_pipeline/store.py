@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import unquote, urlsplit
@@ -286,40 +287,39 @@ class Store:
             raise _translated(error, self, key, verb) from error
 
 
+_CLOUD_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_")
+
+
 def _connect(store: Store) -> ObjectStore:
+    """The client for the store's bucket; one per process, so that its connections are reused."""
+    said = sorted(item for item in os.environ.items() if item[0].startswith(_CLOUD_PREFIXES))
+    return _client(store.scheme, store.bucket, tuple(said))
+
+
+@lru_cache(maxsize=64)
+def _client(scheme: Scheme, bucket: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
+    said = dict(environment)
     options: dict[str, Any] = dict(_CLIENT_OPTIONS)
-    retry = cast(Any, _RETRY)
-    if store.scheme == "file":
+    common: dict[str, Any] = {"client_options": options, "retry_config": _RETRY}
+    if scheme == "file":
         return LocalStore("/", automatic_cleanup=False)
-    if store.scheme == "s3":
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    if scheme == "s3":
+        endpoint = said.get("AWS_ENDPOINT_URL_S3") or said.get("AWS_ENDPOINT_URL")
         options["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
-        return S3Store(
-            store.bucket,
-            config=cast(Any, config),
-            client_options=cast(Any, options),
-            retry_config=retry,
-        )
-    if store.scheme == "gs":
-        emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-        config = {}
-        if emulator:
-            base = emulator if "://" in emulator else f"http://{emulator}"
-            config = {"base_url": base.rstrip("/"), "skip_signature": True}
-            options["allow_http"] = base.startswith("http://")
-        return GCSStore(
-            store.bucket,
-            config=cast(Any, config),
-            client_options=cast(Any, options),
-            retry_config=retry,
-        )
-    if store.scheme == "az":
-        endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT", "")
-        options["allow_http"] = endpoint.startswith("http://")
-        return AzureStore(store.bucket, client_options=cast(Any, options), retry_config=retry)
-    options["allow_http"] = store.scheme == "http"
-    return HTTPStore(store.bucket, client_options=cast(Any, options), retry_config=retry)
+        return S3Store(bucket, config={"endpoint": endpoint} if endpoint else None, **common)
+    if scheme == "gs":
+        emulator = said.get("STORAGE_EMULATOR_HOST")
+        if not emulator:
+            return GCSStore(bucket, **common)
+        base = emulator if "://" in emulator else f"http://{emulator}"
+        options["allow_http"] = base.startswith("http://")
+        config: Any = {"base_url": base.rstrip("/"), "skip_signature": True}
+        return GCSStore(bucket, config=config, **common)
+    if scheme == "az":
+        options["allow_http"] = said.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
+        return AzureStore(bucket, **common)
+    options["allow_http"] = scheme == "http"
+    return HTTPStore(bucket, **common)
 
 
 def _etag(meta: dict[str, Any]) -> str:

@@ -16,8 +16,9 @@ CMU = "CMU-1-Small-Region.svs"
 
 def test_plan_counts_tiles_bytes_and_gpu_hours(real_slides: Path, tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("notes")
-    slides = ["--slides", str(real_slides / CMU), "--slides", str(tmp_path)]
-    outcome = historay("plan", *slides, "--tiles-per-s", "100", "--json")
+    config = tmp_path / "job.yaml"
+    config.write_text(f"slides: [{real_slides / CMU}, {tmp_path}]\noutput: {tmp_path}/out\n")
+    outcome = historay("plan", "--config", str(config), "--tiles-per-s", "100", "--json")
     assert outcome.code == 3
     told = outcome.json
     assert (told["slides"], told["slides_failed"]) == (2, 1)
@@ -57,14 +58,13 @@ def test_preview_draws_tissue_and_tiles(real_slides: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(200)
-def test_doctor_says_what_is_well_and_what_is_not(s3: S3Server, real_slides: Path) -> None:
+def test_doctor_says_what_is_well_and_what_is_not(
+    s3: S3Server, real_slides: Path, tmp_path: Path
+) -> None:
     bucket = s3.bucket()
-    well = historay(
-        "doctor",
-        *("--slides", str(real_slides / CMU), "--output", f"{bucket}/out", "--model", "toy"),
-        "--json",
-        env=s3.env,
-    )
+    config = tmp_path / "job.yaml"
+    config.write_text(f"slides: {real_slides / CMU}\noutput: {bucket}/out\nmodel: toy\n")
+    well = historay("doctor", "--config", str(config), "--json", env=s3.env)
     assert well.code == 0, well.stdout
     findings = {item["what"]: item for item in well.json["findings"]}
     assert {"versions", "ray", "placement", "weights", "encoder", "slides", "output"} == set(

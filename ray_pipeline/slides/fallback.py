@@ -84,6 +84,7 @@ class TiffSlideReader:
             dimensions = list(self._slide.level_dimensions)
             downsamples = [float(value) for value in self._slide.level_downsamples]
             pages = [self._page(index) for index in range(len(dimensions))]
+            self._check_pages(pages, dimensions)
         except NotImplementedError as error:
             raise NotASlideError(
                 f"{self._named()} has a layout that can't be read ({_short(error)}): convert it to "
@@ -94,7 +95,6 @@ class TiffSlideReader:
                 f"{self._named()} starts like a TIFF but its directory can't be read "
                 f"({_short(error)}): it is cut short or damaged; upload it again."
             ) from error
-        self._check_pages(pages, dimensions)
         for page in pages:
             page.keyframe.nodata = MISSING
         self.vendor = str(properties.get("tiffslide.vendor") or "generic-tiff")
@@ -211,9 +211,12 @@ class TiffSlideReader:
         for index in _tiles_under(page, left, top, right, bottom):
             if page.databytecounts[index] == 0:
                 continue
-            self._file.seek(page.dataoffsets[index])
-            fault = jpeg_fault(self._file.read(page.databytecounts[index]), *_tile_size(page))
-            if fault:
+            handle = page.parent.filehandle
+            # zarr's thread may still be reading for a region that failed.
+            with handle.lock:
+                handle.seek(page.dataoffsets[index])
+                data = handle.read(page.databytecounts[index])
+            if fault := jpeg_fault(data, *_tile_size(page)):
                 raise ValueError(f"compressed tile {index} holds {fault}")
 
     def _page(self, level: int) -> Any:
@@ -311,12 +314,13 @@ def _tile_size(page: Any) -> tuple[int, int]:
 
 
 def _tiles_under(page: Any, left: float, top: float, right: float, bottom: float) -> Iterator[int]:
-    """Indexes of the compressed tiles under a rectangle in px of the page, none past its edges."""
+    """Indexes of the compressed tiles under a rectangle in px of the page, of those it has."""
     width, height = _tile_size(page)
     across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
     for row in range(int(top // height), min(math.ceil(bottom / height), down)):
         for column in range(int(left // width), min(math.ceil(right / width), across)):
-            yield row * across + column
+            if row * across + column < len(page.databytecounts):
+                yield row * across + column
 
 
 def _runs(origins: npt.NDArray[np.floating[Any]], side_px: float) -> Iterator[npt.NDArray[np.intp]]:
