@@ -12,7 +12,7 @@ from ray_pipeline.slides.grid import TilingRule
 from ray_pipeline.slides.levels import Overview
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.slides.tissue import TissueRule, find_tissue
-from ray_pipeline.synthetic import GLASS, STROMA, write_slide
+from ray_pipeline.synthetic import CELLULAR, GLASS, PENS, STROMA, write_slide
 
 RULE = TissueRule()
 
@@ -22,8 +22,7 @@ def flat(colour: tuple[int, ...], side: int = 64) -> Overview:
     return Overview(rgb=rgb, downsample_x=16.0, downsample_y=16.0)
 
 
-@pytest.mark.parametrize("mpp", [0.5, 0.25])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "mpp"), [(0, 0.5), (1, 0.5), (2, 0.5), (3, 0.5), (4, 1.0)])
 def test_the_mask_finds_the_tissue_and_not_the_pen(tmp_path: Path, seed: int, mpp: float) -> None:
     width, height = int(1800 / mpp), int(1400 / mpp)
     path = tmp_path / "a.svs"
@@ -50,6 +49,22 @@ def test_a_slide_full_of_tissue_is_not_split(tmp_path: Path) -> None:
     overview = flat(STROMA)
     overview.rgb[:] = np.clip(overview.rgb + rng.integers(-25, 25, overview.rgb.shape), 0, 255)
     assert find_tissue(overview, 0.5, RULE).mask.mean() > 0.98
+
+
+@pytest.mark.parametrize("colour", [STROMA, CELLULAR])
+def test_tissue_that_fills_the_slide_is_all_kept(colour: tuple[int, int, int]) -> None:
+    assert find_tissue(flat(colour), 0.5, RULE).mask.all()
+
+
+@pytest.mark.parametrize("colour", PENS)
+def test_pens_of_each_colour_are_no_tissue(colour: tuple[int, int, int]) -> None:
+    overview = flat(GLASS, 128)
+    overview.rgb[10:60, 10:60] = STROMA
+    overview.rgb[30:100, 50:110] = colour
+    found = find_tissue(overview, 0.5, RULE)
+    assert found.mask[12:58, 12:45].all()
+    assert not found.mask[30:100, 50:110].any()
+    assert not found.mask[:, 70:].any()
 
 
 @pytest.mark.parametrize("colour", [GLASS, (230, 230, 230), (200, 198, 196), (0, 0, 0)])
