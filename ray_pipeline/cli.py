@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ray_pipeline.dataset.report import RunReport
+from ray_pipeline.dataset.report import RunReport, versions
 from ray_pipeline.encoders.registry import MODELS
 from ray_pipeline.errors import HistorayError, UsageError
 from ray_pipeline.estimate import H100_TILES_PER_S, estimate_slides, summary
@@ -31,7 +29,6 @@ EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 2, 3, 4
 
 app = typer.Typer(
     name="historay",
-    help="Slides in object storage become a Parquet dataset of tile embeddings. Research use only.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -40,7 +37,26 @@ weights_app = typer.Typer(help="Work on weights files.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 
 Config = Annotated[str | None, typer.Option(help="YAML file with the same keys as the flags.")]
+Cells = tuple[str, ...]
 AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        _say(f"historay {versions()['historay']}")
+        raise typer.Exit
+
+
+@app.callback()
+def historay(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Slides in object storage become a Parquet dataset of tile embeddings. Research use only."""
 
 
 def main() -> NoReturn:
@@ -92,18 +108,20 @@ def plan(
     settings = load_settings(config, flags, defaults={"output": "unused"})
     with Reporter() as reporter:
         estimates = estimate_slides(settings, reporter.show)
-    table = Table("slide", "tiles", "level", "mpp", "MB to fetch", "")
+    rows: list[Cells] = [("slide", "tiles", "level", "mpp", "MB to fetch", "")]
     for item in estimates:
-        table.add_row(
-            item.slide_id,
-            str(item.n_tiles),
-            "-" if item.level is None else str(item.level),
-            "-" if item.mpp_achieved is None else f"{item.mpp_achieved:.4g}",
-            f"{item.fetch_bytes / 1e6:.1f}",
-            item.failure.reason if item.failure else "",
+        rows.append(
+            (
+                item.slide_id,
+                str(item.n_tiles),
+                "-" if item.level is None else str(item.level),
+                "-" if item.mpp_achieved is None else f"{item.mpp_achieved:.4g}",
+                f"{item.fetch_bytes / 1e6:.1f}",
+                item.failure.reason if item.failure else "",
+            )
         )
     total = summary(estimates, tiles_per_s)
-    Console().print(table)
+    _say(_aligned(rows))
     _say(
         f"{total['slides']} slides, {total['tiles']} tiles, "
         f"{sum(item.fetch_bytes for item in estimates) / 1e9:.3f} GB to fetch, "
@@ -130,17 +148,17 @@ def inspect(
     slide = open_slide(uri, mpp_override=mpp_override)
     try:
         geometry = choose_geometry(slide.levels, TilingRule(mpp=mpp), slide_id=slide.slide_id)
-        table = Table("level", "size, px", "downsample", "mpp")
+        rows: list[Cells] = [("level", "size, px", "downsample", "mpp")]
         for level in slide.levels:
             size, level_mpp = (
                 f"{level.width_px} x {level.height_px}",
                 slide.mpp.value * level.downsample,
             )
-            table.add_row(str(level.index), size, f"{level.downsample:g}", f"{level_mpp:.4g}")
+            rows.append((str(level.index), size, f"{level.downsample:g}", f"{level_mpp:.4g}"))
         found = "none" if slide.mpp.found is None else f"{slide.mpp.found:.4g}"
         _say(f"{slide.uri}: {slide.vendor}, {slide.size_bytes / 1e6:.1f} MB, etag {slide.etag}")
         _say(f"mpp used: {slide.mpp.value:.4g} (from {slide.mpp.source}); in the file: {found}")
-        Console().print(table)
+        _say(_aligned(rows))
         how = f"resampled from {geometry.side_px:.4g} px" if geometry.resampled else "as they are"
         _say(
             f"tiles at {mpp:g} mpp: level {geometry.level}, {how}, "
@@ -195,7 +213,9 @@ def status(output: str, as_json: AsJson = False) -> None:
 
     store = Store.open(output)
     found = [recipe_status(store, layout) for layout in recipe_layouts(store)]
-    table = Table("recipe", "model", "done", "empty", "failed", "changed", "staged", "tiles")
+    rows: list[Cells] = [
+        ("recipe", "model", "done", "empty", "failed", "changed", "staged", "tiles")
+    ]
     for item in found:
         counts = (
             item.done,
@@ -206,8 +226,8 @@ def status(output: str, as_json: AsJson = False) -> None:
             item.tiles,
         )
         model = item.model if item.meaningful else f"{item.model} (made-up weights)"
-        table.add_row(item.recipe_fp, model, *map(str, counts))
-    Console().print(table)
+        rows.append((item.recipe_fp, model, *map(str, counts)))
+    _say(_aligned(rows))
     if as_json:
         _say(json.dumps({"output": store.uri, "recipes": [asdict(item) for item in found]}))
 
@@ -233,11 +253,13 @@ def errors(output: str, as_json: AsJson = False) -> None:
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models: size of a vector, tile, mpp, licence."""
-    table = Table("model", "dim", "tile, px", "mpp", "parameters", "pooling", "licence", "")
+    rows: list[Cells] = [
+        ("model", "dim", "tile, px", "mpp", "parameters", "pooling", "licence", "")
+    ]
     for spec in MODELS.values():
         numbers = (spec.dim, spec.tile_px, spec.mpp, f"{spec.parameters:,}")
-        table.add_row(spec.name, *map(str, numbers), spec.pooling, spec.licence, spec.description)
-    Console().print(table)
+        rows.append((spec.name, *map(str, numbers), spec.pooling, spec.licence, spec.description))
+    _say(_aligned(rows))
     if as_json:
         _say(json.dumps({"models": [asdict(spec) for spec in MODELS.values()]}, default=dict))
 
@@ -290,6 +312,13 @@ def _told(report: RunReport) -> str:
         lines.append(
             f"  {failure['slide_id']}: {failure['stage']}: {failure['kind']}: {failure['reason']}"
         )
+    return "\n".join(lines)
+
+
+def _aligned(rows: list[Cells]) -> str:
+    """Cells in columns, none of them cut short: what is printed can be searched and copied."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,10 @@ def test_a_bucket_that_refuses_the_key_is_one_sentence_without_the_key(ceph: S3S
     assert outcome.code == 1
     assert "refused to list: check AWS_ACCESS_KEY_ID" in outcome.error
     assert "not-the-secret" not in outcome.stdout + outcome.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    assert historay("--version").stdout == f"historay {version('historay')}\n"
 
 
 def test_models_lists_what_each_model_is() -> None:

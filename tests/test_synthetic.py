@@ -11,8 +11,9 @@ import numpy.typing as npt
 import openslide
 import pytest
 import tifffile
+from scipy import ndimage
 
-from ray_pipeline.synthetic import GLASS, SyntheticTruth, write_slide
+from ray_pipeline.synthetic import GLASS, TISSUE_SHARE, SyntheticTruth, write_slide
 
 SIZE: dict[str, Any] = {"width_px": 2048, "height_px": 1536}
 
@@ -69,12 +70,14 @@ def test_the_same_arguments_write_the_same_bytes(tmp_path: Path, options: dict[s
 def test_the_colours_are_where_the_truth_says(drawn: tuple[Path, SyntheticTruth]) -> None:
     path, truth = drawn
     colour = at_truth(pixels(path, 0), truth)
-    glass = ~truth.tissue & ~truth.pen
     far = np.abs(colour - GLASS).max(axis=-1)
-    # The rims of islands and strokes share a px of the truth with glass.
-    assert np.quantile(far[glass], 0.98) < 6
-    assert np.quantile(far[truth.tissue], 0.05) > 15
-    assert np.quantile(far[truth.pen], 0.05) > 100
+    # Rims of islands and strokes share a px of the truth with glass: one px is left out.
+    tissue, pen = (ndimage.binary_erosion(mask) for mask in (truth.tissue, truth.pen))
+    glass = ~ndimage.binary_dilation(truth.tissue | truth.pen)
+    assert (far[glass] < 6).all()
+    assert (far[pen] > 150).all()
+    # Fat is white and yet tissue: a few px lie wholly inside a vacuole.
+    assert 0.97 < (far[tissue] > 15).mean() < 1
 
 
 def test_tissue_and_pen_each_have_their_share_and_never_meet(
@@ -83,7 +86,7 @@ def test_tissue_and_pen_each_have_their_share_and_never_meet(
     truth = drawn[1]
     assert (truth.downsample, truth.mpp) == (16.0, 0.5)
     assert truth.tissue.shape == truth.pen.shape == (96, 128)
-    assert 0.3 < truth.tissue.mean() < 0.45
+    assert truth.tissue.mean() > 0.2
     assert 0.01 < truth.pen.mean() < 0.25
     assert not (truth.tissue & truth.pen).any()
 
@@ -108,9 +111,12 @@ def test_each_level_is_the_one_above_averaged(tmp_path: Path, downsample: int) -
     for level in (1, 2):
         finer, coarser = pixels(path, level - 1), pixels(path, level)
         height, width = coarser.shape[:2]
-        cells = finer.reshape(height, downsample, width, downsample, 3)
-        # Both have been through JPEG since.
-        assert np.abs(cells.mean(axis=(1, 3)) - coarser).mean() < 4
+        cells = finer.reshape(height, downsample, width, downsample, 3).mean(axis=(1, 3))
+        # Both have been through JPEG since; a level one px off is told apart all the same.
+        in_place = np.abs(cells - coarser).mean()
+        for axis in (0, 1):
+            assert in_place < 0.6 * np.abs(np.roll(cells, 1, axis) - coarser).mean()
+        assert abs((cells - coarser).mean()) < 0.5
 
 
 def test_blank_is_glass_alone(tmp_path: Path) -> None:
@@ -124,6 +130,7 @@ def test_without_pen_there_is_none_and_the_tissue_below_shows(tmp_path: Path) ->
     with_pen = write_slide(tmp_path / "a.svs", **SIZE, seed=1)
     without = write_slide(tmp_path / "b.svs", **SIZE, seed=1, pen=False)
     assert not without.pen.any()
+    assert without.tissue.mean() == pytest.approx(TISSUE_SHARE, abs=0.01)
     assert np.array_equal(without.tissue & ~with_pen.pen, with_pen.tissue)
 
 
