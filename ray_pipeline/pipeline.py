@@ -9,7 +9,6 @@ commit of a slide when all its shards are staged.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -57,7 +56,7 @@ from ray_pipeline.recipe import Recipe, recipe_of, tiling_of
 from ray_pipeline.rows import Failure, from_table
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource, find_slides
-from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard
+from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard, slide_task
 from ray_pipeline.store import Store
 from ray_pipeline.worklist import Work, choose_work, record_failure
 
@@ -271,10 +270,8 @@ class _Job:
                         self.counts.slides_planned += row.is_header
                         if tally is not None:
                             self._end(todo[row.slide_id], tally)
-                    self.counts.tiles, self.counts.tiles_planned = (
-                        ledger.tiles,
-                        ledger.tiles_planned,
-                    )
+                    self.counts.tiles = ledger.tiles
+                    self.counts.tiles_planned = ledger.tiles_planned
                     self._collect(COMMITS_IN_FLIGHT - 1)
                     self.reporter.show(self.counts)
                 for slide_id, tally in ledger.unfinished():
@@ -308,7 +305,8 @@ class _Job:
             "threads": placement.threads,
         }
         on_gpu = placement.encoder_gpus > 0
-        tasks = [self._task(source) for source in self.work.todo]
+        staged = self.state.staged
+        tasks = [slide_task(source, staged.get(source.slide_id, {})) for source in self.work.todo]
         rows = (
             ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_SLIDE_BLOCKS))
             .map_batches(plan.__call__, batch_size=1, batch_format="pyarrow", num_cpus=PLAN_CPUS)
@@ -336,16 +334,6 @@ class _Job:
             )
         )
         yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-
-    def _task(self, source: SlideSource) -> dict[str, str]:
-        task = {
-            "slide_id": source.slide_id,
-            "uri": source.uri,
-            "etag": source.etag,
-            "mpp_override": source.mpp_override,
-            "staged": self.state.staged.get(source.slide_id, {}),
-        }
-        return {"slide": json.dumps(task)}
 
     def _end(self, source: SlideSource, tally: SlideTally) -> None:
         if tally.failure is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,20 @@ from ray_pipeline.rows import HEADER, Failure, ShardRow, from_table, to_table
 from ray_pipeline.slides.grid import TilingRule
 from ray_pipeline.slides.slide import Slide, open_slide
 from ray_pipeline.slides.tissue import TissueRule
+from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
+
+
+def slide_task(source: SlideSource, staged: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """The graph's input row for one slide; `staged` is plan_fp -> shards that are staged."""
+    task = {
+        "slide_id": source.slide_id,
+        "uri": source.uri,
+        "etag": source.etag,
+        "mpp_override": source.mpp_override,
+        "staged": staged,
+    }
+    return {"slide": json.dumps(task)}
 
 
 class PlanSlide:
@@ -44,7 +57,7 @@ class PlanSlide:
                 yield to_table([row])
 
     def rows(self, task: dict[str, object]) -> Iterator[ShardRow]:
-        """Header and shard rows of one slide, as `pipeline` describes it in `task`."""
+        """Header and shard rows of the slide that a decoded `slide_task` tells of."""
         slide_id, uri, etag = str(task["slide_id"]), str(task["uri"]), str(task["etag"])
         mpp_override = task["mpp_override"]
         assert mpp_override is None or isinstance(mpp_override, float)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ray_pipeline.dataset.layout import Layout
@@ -15,8 +16,9 @@ from ray_pipeline.errors import WeightsError
 from ray_pipeline.rows import Failure, ShardRow, from_table, to_table
 from ray_pipeline.slides.grid import TilingRule
 from ray_pipeline.slides.tissue import TissueRule
-from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard
-from ray_pipeline.store import Store, split_uri
+from ray_pipeline.sources import find_slides
+from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard, slide_task
+from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
 
 
@@ -28,15 +30,10 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def planned(slide: str, staged: dict[str, list[int]] | None = None) -> list[ShardRow]:
-    root, key = split_uri(slide)
-    task = {
-        "slide_id": "a",
-        "uri": slide,
-        "etag": Store.open(root).head(key).etag,
-        "mpp_override": None,
-        "staged": staged or {},
-    }
-    return list(PlanSlide(TilingRule(), TissueRule()).rows(json.loads(json.dumps(task))))
+    (source,) = find_slides([slide])
+    task = pa.Table.from_pylist([slide_task(replace(source, slide_id="a"), staged or {})])
+    tables = PlanSlide(TilingRule(), TissueRule())(task)
+    return [row for table in tables for row in from_table(table)]
 
 
 def test_planning_twice_yields_the_same_rows(slide: str) -> None:
