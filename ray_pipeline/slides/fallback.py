@@ -26,7 +26,7 @@ from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.slides.jpeg import jpeg_fault
 from ray_pipeline.slides.levels import Level, Overview, settle_mpp
 
-RESAMPLE_RULE = "sub-pixel box, antialiased triangle (Pillow 2-D BILINEAR), uint8"
+RESAMPLE_RULE = "sub-pixel box, antialiased triangle over its rim (Pillow 2-D BILINEAR), uint8"
 """How a tile is made when its side at the level differs from the model's; stands in the recipe."""
 MOST_SIDE_PX = 1 << 20
 """Longest side that is opened: four times the longest any scanner makes, at its finest."""
@@ -154,20 +154,21 @@ class TiffSlideReader:
         if not resample:
             most = (chosen.width_px - tile_px, chosen.height_px - tile_px)
             origins = np.minimum(np.rint(origins), most)
+        # The filter reaches past a tile's rim by one px of the output. That rim is always read, and
+        # each tile is resampled from its own window: so its pixels never depend on its company.
+        rim = math.ceil(side_px / tile_px) + 1 if resample else 0
+        starts = np.maximum(np.floor(origins).astype(int) - rim, 0)
+        stops = np.ceil(origins + side_px).astype(int) + rim
+        stops = np.minimum(stops, (chosen.width_px, chosen.height_px))
         for run in _runs(origins, side_px):
-            left, top = np.floor(origins[run].min(axis=0)).astype(int)
-            right, bottom = np.ceil(origins[run].max(axis=0) + side_px).astype(int)
+            (left, top), (right, bottom) = starts[run].min(axis=0), stops[run].max(axis=0)
             region = self._region(chosen, left, top, right - left, bottom - top)
-            picture = Image.fromarray(region) if resample else None
             for index in run:
-                x, y = origins[index] - (left, top)
-                if picture is None:
-                    tiles[index] = region[int(y) : int(y) + tile_px, int(x) : int(x) + tile_px]
-                    continue
-                box = (x, y, min(x + side_px, picture.width), min(y + side_px, picture.height))
-                tiles[index] = np.asarray(
-                    picture.resize((tile_px, tile_px), Image.Resampling.BILINEAR, box=box)
-                )
+                (x0, y0), (x1, y1) = starts[index] - (left, top), stops[index] - (left, top)
+                window = region[y0:y1, x0:x1]
+                if resample:
+                    window = _resampled(window, origins[index] - starts[index], side_px, tile_px)
+                tiles[index] = window
         return tiles
 
     def compressed_bytes(self, *, level: int, xy: npt.NDArray[np.int32], side_px: float) -> int:
@@ -321,6 +322,16 @@ def _tiles_under(page: Any, left: float, top: float, right: float, bottom: float
         for column in range(int(left // width), min(math.ceil(right / width), across)):
             if row * across + column < len(page.databytecounts):
                 yield row * across + column
+
+
+def _resampled(
+    window: npt.NDArray[np.uint8], corner: npt.NDArray[np.float64], side_px: float, tile_px: int
+) -> npt.NDArray[np.uint8]:
+    """The square of `side_px` whose left top corner lies at `corner` (x, y) in `window`."""
+    picture = Image.fromarray(np.ascontiguousarray(window))
+    x, y = corner.tolist()
+    box = (x, y, min(x + side_px, picture.width), min(y + side_px, picture.height))
+    return np.asarray(picture.resize((tile_px, tile_px), Image.Resampling.BILINEAR, box=box))
 
 
 def _runs(origins: npt.NDArray[np.floating[Any]], side_px: float) -> Iterator[npt.NDArray[np.intp]]:

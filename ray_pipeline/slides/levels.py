@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.errors import NoMppError
+from ray_pipeline.errors import NoMppError, SettingsError
 
 MPP_TRUSTED = (0.05, 20.0)
 """Microns per pixel outside this range are not believed: no slide scanner makes them, but a
@@ -59,10 +59,15 @@ class Overview:
 def settle_mpp(
     slide_id: str, found_x: float | None, found_y: float | None, override: float | None
 ) -> Mpp:
-    """Decide on a slide's microns per pixel. Raises NoMppError when there is none to be trusted."""
+    """Decide on a slide's microns per pixel. Raises NoMppError when there is none to trust."""
     stated = [value for value in (found_x, found_y) if value is not None]
     found = sum(stated) / len(stated) if stated else None
     if override is not None:
+        if not MPP_TRUSTED[0] <= override <= MPP_TRUSTED[1]:
+            raise SettingsError(
+                f"{slide_id}: an mpp override of {override:g} is not within "
+                f"{MPP_TRUSTED[0]}..{MPP_TRUSTED[1]}; give microns per pixel of level 0."
+            )
         return Mpp(value=override, source="override", found=found)
     mend = "give it as the mpp column of a manifest or as --mpp-override"
     if found is None:

@@ -39,6 +39,8 @@ class TissueRule:
     """Greatest brightness of a black pen mark, 0..1."""
     black_pen_chroma: float = 0.12
     """Greatest distance between its colour channels, 0..1."""
+    black_pen_mm2: float = 0.02
+    """Least area of a black pen mark: smaller dark spots are pigment or nuclei, and stay."""
     pen_margin_um: float = 16.0
     """Pen marks are widened by this, for their blurred rims."""
 
@@ -82,15 +84,15 @@ def find_tissue(overview: Overview, mpp: float, rule: TissueRule) -> TissueMask:
         overview.rgb.astype(np.float32) / np.float32(255), (3, 3, 0)
     ).astype(np.float32)
     hue, saturation, value = _hsv(rgb)
-    pen = _pen_marks(hue, saturation, value, rule)
     um_x, um_y = mpp * overview.downsample_x, mpp * overview.downsample_y
+    pixel_mm2 = um_x * um_y / 1e6
+    pen = _pen_marks(hue, saturation, value, pixel_mm2, rule)
     if pen.any():
         radius = max(1, round(rule.pen_margin_um / um_x))
         pen = ndimage.binary_dilation(pen, iterations=radius)
     otsu = _otsu(saturation[~pen])
     threshold = min(max(otsu, rule.saturation_floor), rule.saturation_cap)
     mask = (saturation >= threshold) & ~pen
-    pixel_mm2 = um_x * um_y / 1e6
     mask = ~_without_small(~mask, rule.closed_hole_mm2 / pixel_mm2) & ~pen
     mask = _without_small(mask, rule.dropped_speck_mm2 / pixel_mm2)
     return TissueMask(
@@ -149,12 +151,13 @@ def _pen_marks(
     hue: npt.NDArray[np.float32],
     saturation: npt.NDArray[np.float32],
     value: npt.NDArray[np.float32],
+    pixel_mm2: float,
     rule: TissueRule,
 ) -> npt.NDArray[np.bool_]:
     low, high = rule.pen_hue_degrees
     coloured = (hue >= low) & (hue <= high) & (saturation >= rule.pen_saturation)
     black = (value <= rule.black_pen_value) & (saturation * value <= rule.black_pen_chroma)
-    marks: npt.NDArray[np.bool_] = coloured | black
+    marks: npt.NDArray[np.bool_] = coloured | _without_small(black, rule.black_pen_mm2 / pixel_mm2)
     return marks
 
 

@@ -137,6 +137,22 @@ def triangle(start: float, scale: float, count: int, length: int) -> npt.NDArray
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float64)
 
 
+@pytest.mark.parametrize("scale", [0.5 / 0.2528, 1.1, 3.7])
+def test_a_resampled_tile_is_the_same_in_any_company(tmp_path: Path, scale: float) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (700, 900, 3), np.uint8)
+    slide = open_slide(str(tiff(tmp_path / "a.tif", pixels, resolution=(4e4, 4e4))))
+    step = int(64 * scale)
+    places = [(x * step, y * step) for y in range(2) for x in range(3)]
+    xy = np.array([*places, (17, 5), (60, 5)], np.int32)
+
+    def read(chosen: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+        return slide.read_tiles(level=0, xy=chosen, side_px=64 * scale, tile_px=64)
+
+    alone = np.concatenate([read(one[None]) for one in xy])
+    assert np.array_equal(read(xy), alone)
+    assert np.array_equal(read(xy[::-1])[::-1], alone)
+
+
 def test_resampled_tiles_are_the_field_averaged_at_sub_pixel_places(tmp_path: Path) -> None:
     y, x = np.mgrid[0:700, 0:900]
     smooth = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.cos(y / 50), (x + y) / 8], -1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_pipeline.errors import NoMppError
+from ray_pipeline.errors import NoMppError, SettingsError
 from ray_pipeline.slides.levels import MPP_TRUSTED, settle_mpp
 
 
@@ -22,6 +22,12 @@ def test_an_override_wins_and_what_the_file_states_is_still_told(
     mpp = settle_mpp("a", found, found, override)
     assert (mpp.value, mpp.source) == (override, "override")
     assert mpp.found == found
+
+
+@pytest.mark.parametrize("override", [0.0, -1.0, 100.0, float("nan")])
+def test_an_override_that_no_scanner_has_is_refused(override: float) -> None:
+    with pytest.raises(SettingsError, match=r"not within 0\.05\.\.20\.0"):
+        settle_mpp("a", 0.5, 0.5, override)
 
 
 @pytest.mark.parametrize(

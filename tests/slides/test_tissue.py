@@ -67,6 +67,17 @@ def test_pens_of_each_colour_are_no_tissue(colour: tuple[int, int, int]) -> None
     assert not found.mask[:, 70:].any()
 
 
+@pytest.mark.parametrize("side", [2, 3, 5, 10])
+def test_specks_of_black_pigment_are_no_pen(side: int) -> None:
+    overview = flat(STROMA, 200)
+    for y in range(10, 180, 30):
+        for x in range(10, 180, 30):
+            overview.rgb[y : y + side, x : x + side] = (30, 26, 30)
+    found = find_tissue(overview, 0.5, RULE)
+    assert found.mask.all()
+    assert found.pen_fraction == 0
+
+
 @pytest.mark.parametrize("colour", [GLASS, (230, 230, 230), (200, 198, 196), (0, 0, 0)])
 def test_glass_of_any_tint_has_no_tissue(colour: tuple[int, int, int]) -> None:
     assert not find_tissue(flat(colour), 0.5, RULE).mask.any()
