@@ -55,12 +55,13 @@ def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> 
     Raises SettingsError when an entry names nothing, DuplicateSlideError when two different
     slides share a slide_id, and the store's own error when no slide at all can be reached.
     """
-    found: dict[str, SlideSource] = {}
-    for entry in slides:
+    # Manifests first: what a listing finds besides tells nothing new of the same object.
+    found: dict[tuple[str, str], SlideSource] = {}
+    for entry in sorted(slides, key=lambda entry: not _is_manifest(entry)):
+        named = {uri for uri, _ in found}
         for source in _expand(entry):
-            known = found.get(source.uri)
-            if known is None or (source.attributes and not known.attributes):
-                found[source.uri] = source
+            if _is_manifest(entry) or source.uri not in named:
+                found.setdefault((source.uri, source.slide_id), source)
     sources = list(_with_versions(found.values()))
     errors = [source.error for source in sources if source.error is not None]
     if errors and len(errors) == len(sources):
@@ -83,7 +84,7 @@ def _expand(entry: str) -> Iterator[SlideSource]:
     lowered = entry.lower()
     if any(mark in entry for mark in "*?["):
         yield from _from_glob(entry)
-    elif lowered.endswith((".csv", ".parquet")):
+    elif _is_manifest(entry):
         yield from _from_manifest(entry)
     elif lowered.endswith(SLIDE_SUFFIXES) and not _is_local_folder(entry):
         root, key = split_uri(entry)
@@ -177,6 +178,10 @@ def _headed(source: SlideSource) -> SlideSource:
     except StoreError as error:
         return replace(source, error=error)
     return replace(source, etag=info.etag, size_bytes=info.size_bytes)
+
+
+def _is_manifest(entry: str) -> bool:
+    return entry.lower().endswith((".csv", ".parquet")) and not re.search(r"[*?\[]", entry)
 
 
 def _is_local_folder(entry: str) -> bool:

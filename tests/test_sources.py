@@ -45,6 +45,12 @@ def test_the_same_slide_named_twice_is_one_slide(folder: Path) -> None:
     assert len(find_slides([f"{folder}/a.svs", f"{folder}/*.svs"])) == 1
 
 
+def test_a_manifest_may_give_one_object_two_ids_and_a_listing_adds_none(folder: Path) -> None:
+    (folder / "slides.csv").write_text("uri,slide_id,mpp\na.svs,fine,0.25\na.svs,coarse,0.5\n")
+    sources = find_slides([f"{folder}/*.svs", f"{folder}/slides.csv"])
+    assert [(s.slide_id, s.mpp_override) for s in sources] == [("coarse", 0.5), ("fine", 0.25)]
+
+
 def test_two_slides_under_one_id_are_refused(folder: Path) -> None:
     (folder / "deep" / "a.svs").write_bytes(b"other")
     with pytest.raises(DuplicateSlideError, match=r"'a' stands for both .*a\.svs and .*a\.svs"):
