@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -145,6 +147,7 @@ def connect() -> None:
     """Join the cluster of `RAY_ADDRESS`, or start a local one."""
     if ray.is_initialized():
         return
+    on_term = signal.getsignal(signal.SIGTERM)
     # Ray's own C++ messages, meant for its developers, would stand between ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -163,6 +166,9 @@ def connect() -> None:
             # Two at least: the actors and the tasks between them need that much room on paper.
             cpus = max(2, len(os.sched_getaffinity(0)))
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    # Ray has put its own handlers there, in Python and in C: one exits at once, one prints a stack.
+    if callable(on_term) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)
 
 
 @contextmanager
