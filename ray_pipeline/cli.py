@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -77,10 +78,14 @@ def embed(config: Config = None, as_json: AsJson = False, *, flags: dict[str, An
     The same command run again goes on where an earlier run stopped, and retries what failed.
     """
     settings = load_settings(config, flags)
-    from ray_pipeline.pipeline import embed as run_job  # noqa: PLC0415 (Ray takes seconds)
+    from ray_pipeline.cluster import disconnect  # noqa: PLC0415 (Ray takes seconds)
+    from ray_pipeline.pipeline import embed as run_job  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, _stop)
-    report = run_job(settings, Reporter())
+    # Ray prints what its nodes have to say on standard output, which is the report's alone.
+    with redirect_stdout(sys.stderr):
+        report = run_job(settings, Reporter())
+        disconnect()
     _say(_told(report))
     if as_json:
         _say(json.dumps(report.to_dict()))
@@ -159,10 +164,12 @@ def inspect(
         _say(f"{slide.uri}: {slide.vendor}, {slide.size_bytes / 1e6:.1f} MB, etag {slide.etag}")
         _say(f"mpp used: {slide.mpp.value:.4g} (from {slide.mpp.source}); in the file: {found}")
         _say(_aligned(rows))
-        how = f"resampled from {geometry.side_px:.4g} px" if geometry.resampled else "as they are"
+        how = f"read at 1/{geometry.reduce}" if geometry.reduce > 1 else "as they are"
+        if geometry.side_px != TilingRule.tile_px:
+            how += f", resampled from {geometry.side_px:.4g} px"
         _say(
             f"tiles at {mpp:g} mpp: level {geometry.level}, {how}, "
-            f"achieved {geometry.mpp_achieved:.4g} mpp; reader: tiffslide"
+            f"achieved {geometry.mpp_achieved:.4g} mpp; reader: {slide.reader}"
         )
         if as_json:
             facts = {
@@ -174,9 +181,8 @@ def inspect(
                 "mpp": asdict(slide.mpp),
                 "levels": [asdict(level) for level in slide.levels],
                 "reading": asdict(geometry),
-                "reader": "tiffslide",
-                "gets": slide.gets,
-                "bytes_fetched": slide.bytes_fetched,
+                "reader": slide.reader,
+                **asdict(slide.counts),
             }
             _say(json.dumps(facts))
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ray_pipeline import pipeline
+from ray_pipeline import cluster, pipeline
 from ray_pipeline.dataset.report import versions
 from ray_pipeline.dataset.start import probe_conditional
 from ray_pipeline.encoders.registry import get_spec
@@ -44,8 +44,8 @@ def _findings(settings: JobSettings) -> Iterator[Finding]:
     yield Finding(what="versions", ok="not installed" not in listed, sentence=listed)
     placement = None
     try:
-        pipeline.connect()
-        nodes = pipeline.cluster_nodes()
+        cluster.connect()
+        nodes = cluster.cluster_nodes()
         cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
         found = f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
         yield Finding(what="ray", ok=True, sentence=found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ray_pipeline.dataset.commit import CommitJob
 from ray_pipeline.dataset.records import SlideRecord
@@ -51,8 +51,7 @@ class Endings:
             input_fp=source.input_fp,
             plan_fp=header.get("plan_fp", ""),
             seconds=round(tally.seconds, 3),
-            gets=tally.gets,
-            bytes_fetched=tally.bytes_fetched,
+            **asdict(tally.counts),
             facts=header.get("facts", {}),
             attributes=source.attributes,
         )

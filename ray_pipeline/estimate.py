@@ -78,7 +78,10 @@ def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:
             )
             level = plan.geometry.level
             compressed = slide.compressed_bytes(
-                level=level, xy=plan.xy, side_px=plan.geometry.side_px
+                level=level,
+                xy=plan.xy,
+                side_px=plan.geometry.side_px,
+                reduce=plan.geometry.reduce,
             )
             return SlideEstimate(
                 slide_id=source.slide_id,
@@ -86,7 +89,7 @@ def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:
                 n_tiles=plan.n_tiles,
                 level=level,
                 mpp_achieved=plan.geometry.mpp_achieved,
-                fetch_bytes=compressed + slide.bytes_fetched,
+                fetch_bytes=compressed + slide.counts.bytes_fetched,
             )
         finally:
             slide.close()

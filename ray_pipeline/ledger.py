@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_pipeline.plan import tiles_in_shards
+from ray_pipeline.ranged_file import ReadCounts
 from ray_pipeline.rows import Failure, ShardRow
 
 
@@ -22,10 +23,8 @@ class SlideTally:
     """The first failure any row told."""
     seconds: float = 0.0
     """Seconds spent on planning, reading and encoding."""
-    gets: int = 0
-    """Ranged GETs."""
-    bytes_fetched: int = 0
-    """Bytes fetched."""
+    counts: ReadCounts = field(default_factory=ReadCounts)
+    """What reading the slide has cost."""
     tiles_resumed: int = 0
     """Tiles that earlier runs had staged."""
 
@@ -56,8 +55,7 @@ class Ledger:
         if tally is None:
             tally = self._open[row.slide_id] = SlideTally()
         tally.seconds += row.info.get("seconds", 0.0)
-        tally.gets += row.info.get("gets", 0)
-        tally.bytes_fetched += row.info.get("bytes_fetched", 0)
+        tally.counts.add(row.info)
         if row.failure is not None:
             tally.failure = row.failure
         elif row.is_header:

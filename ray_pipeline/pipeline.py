@@ -10,15 +10,9 @@ commit of a slide when all its shards are staged.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import signal
-import sys
-import threading
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from ray_pipeline.cluster import cluster_nodes, connect, own_error
 from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.identity import remembered_identity
 from ray_pipeline.dataset.layout import Layout
@@ -42,13 +37,13 @@ from ray_pipeline.dataset.start import (
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.endings import Endings, incomplete
-from ray_pipeline.errors import ClusterError, DoesNotFitError, HistorayError
+from ray_pipeline.errors import DoesNotFitError
 from ray_pipeline.ledger import Ledger, SlideTally
+from ray_pipeline.metrics import ReadMetrics
 from ray_pipeline.placement import (
     COMMIT_CPUS,
     PLAN_CPUS,
     STAGE_CPUS,
-    Node,
     Placement,
     check_fit,
     choose_placement,
@@ -133,7 +128,8 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         report=report,
         partition_by=tuple(settings.partition_by),
     )
-    job = _Job(settings, recipe, output, layout, state, report, reporter, work, endings)
+    metrics = ReadMetrics(recipe.fingerprint)
+    job = _Job(settings, recipe, output, layout, state, report, reporter, work, endings, metrics)
     try:
         job.run(placement)
     finally:
@@ -141,62 +137,6 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         compact(output, layout)
         report.write(output, layout)
     return report
-
-
-def connect() -> None:
-    """Join the cluster of `RAY_ADDRESS`, or start a local one."""
-    if ray.is_initialized():
-        return
-    on_term = signal.getsignal(signal.SIGTERM)
-    # Ray's own C++ messages, meant for its developers, would stand between ours.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _hushed_stderr():
-        warnings.simplefilter("ignore")
-        if os.environ.get("RAY_ADDRESS"):
-            try:
-                ray.init(**quiet)
-            except ConnectionError:
-                raise ClusterError(
-                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: "
-                    "start one, or unset RAY_ADDRESS to run on this machine."
-                ) from None
-        else:
-            # Two at least: the actors and the tasks between them need that much room on paper.
-            cpus = max(2, len(os.sched_getaffinity(0)))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    # Ray has put its own handlers there, in Python and in C: one exits at once, one prints a stack.
-    if callable(on_term) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)
-
-
-@contextmanager
-def _hushed_stderr() -> Iterator[None]:
-    """Send what C++ writes to standard error nowhere; Python's errors still come as exceptions."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def cluster_nodes() -> list[Node]:
-    """The living nodes of the cluster and what each offers."""
-    return [
-        Node(
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=node["Resources"].get("GPU", 0.0),
-            memory_bytes=int(node["Resources"].get("memory", 0)),
-        )
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-    ]
 
 
 def resolve_identity(
@@ -213,28 +153,13 @@ def resolve_identity(
     try:
         identity: EncoderIdentity = ray.get(reference)
     except RayTaskError as error:
-        raise _own(error) from None
+        raise own_error(error) from None
     return identity
 
 
 def device_of(placement: Placement) -> str:
     """The device of the encoding actors: `cuda` or `cpu`."""
     return "cuda" if placement.encoder_gpus > 0 else "cpu"
-
-
-def _own(error: RayError) -> HistorayError:
-    """The error of ours inside one of Ray's, or a ClusterError telling of Ray's in one sentence."""
-    inner: BaseException | None = error
-    while inner is not None:
-        cause = getattr(inner, "cause", None)
-        if isinstance(cause, HistorayError):
-            return cause
-        inner = cause if isinstance(cause, BaseException) else inner.__cause__
-    words = str(error).strip().splitlines()
-    return ClusterError(
-        f"Ray gave up on the job ({type(error).__name__}: {words[-1] if words else ''}); "
-        "what is done stays done: run again to go on."
-    )
 
 
 def _run_name() -> str:
@@ -254,6 +179,7 @@ class _Job:
     reporter: Reporter
     work: Work
     endings: Endings
+    metrics: ReadMetrics
     counts: Counts = field(default_factory=Counts)
     commits: dict[Any, tuple[SlideSource, SlideTally]] = field(default_factory=dict)
 
@@ -285,7 +211,7 @@ class _Job:
             except KeyboardInterrupt:
                 self.report.stopped = True
             except RayError as error:
-                raise _own(error) from None
+                raise own_error(error) from None
             finally:
                 self._collect(0)
                 self.report.tiles = ledger.tiles
@@ -318,7 +244,8 @@ class _Job:
             .map_batches(plan.__call__, batch_size=1, batch_format="pyarrow", num_cpus=PLAN_CPUS)
             .map_batches(
                 ReadTiles,
-                batch_size=1,
+                fn_constructor_kwargs={"threads": placement.reader_threads},
+                batch_size=None,
                 batch_format="pyarrow",
                 compute=_pool(placement.readers),
                 num_cpus=placement.reader_cpus,
@@ -364,13 +291,12 @@ class _Job:
             try:
                 record: SlideRecord = ray.get(ready[0])
             except RayError as error:
-                self._fail(source, Failure.of("commit", _own(error)), tally)
+                self._fail(source, Failure.of("commit", own_error(error)), tally)
                 continue
             self.report.slides_done += 1
             self.report.slides_empty += record.status == "empty"
             self.report.tiles_resumed += tally.tiles_resumed
-            self.report.gets += tally.gets
-            self.report.bytes_fetched += tally.bytes_fetched
+            self._count_reads(tally)
             self.counts.slides_done += 1
 
     def _fail(self, source: SlideSource, failure: Failure, tally: SlideTally) -> None:
@@ -378,12 +304,19 @@ class _Job:
         self.report.failures.append(
             {"slide_id": source.slide_id, "uri": source.uri, **asdict(failure)}
         )
-        self.report.gets += tally.gets
-        self.report.bytes_fetched += tally.bytes_fetched
+        self._count_reads(tally)
         self.counts.slides_failed += 1
         self.reporter.say(f"{source.slide_id} failed at {failure.stage}: {failure.reason}")
         record = self.endings.record(source, tally, status="failed")
         record_failure(self.output, self.layout, self.work, record, failure)
+
+    def _count_reads(self, tally: SlideTally) -> None:
+        counts = tally.counts
+        self.report.gets += counts.gets
+        self.report.bytes_fetched += counts.bytes_fetched
+        self.report.bytes_needed += counts.bytes_needed
+        self.report.retries += counts.retries
+        self.metrics.count(counts)
 
 
 def _pool(size: int) -> ray.data.ActorPoolStrategy:

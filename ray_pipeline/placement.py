@@ -55,6 +55,11 @@ class Placement:
         """Threads of one encoder: its CPUs when it computes on them, else the library's choice."""
         return max(1, int(self.encoder_cpus)) if self.encoder_gpus == 0 else None
 
+    @property
+    def reader_threads(self) -> int:
+        """Threads that decode in one reader: its CPUs."""
+        return max(1, round(self.reader_cpus))
+
     def demands(self) -> list[tuple[str, float, float]]:
         """(what, CPUs, GPUs) of everything that must run at once, the largest first."""
         return [

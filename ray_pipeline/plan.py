@@ -95,6 +95,7 @@ def plan_slide(
             "mpp_asked": tiling.mpp,
             "mpp_achieved": geometry.mpp_achieved,
             "level": geometry.level,
+            "reduce": geometry.reduce,
             "resampled": geometry.resampled,
             "tile_size_l0": geometry.size_l0,
             "tissue_mm2": mask.tissue_mm2,

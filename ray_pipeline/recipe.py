@@ -17,8 +17,8 @@ from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.errors import OffSpecError
 from ray_pipeline.settings import JobSettings
-from ray_pipeline.slides.fallback import RESAMPLE_RULE
 from ray_pipeline.slides.grid import MPP_TOLERANCE, TilingRule
+from ray_pipeline.slides.resample import RESAMPLE_RULE
 from ray_pipeline.slides.tissue import TissueRule
 
 FORMAT_VERSION = 1

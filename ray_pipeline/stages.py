@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import asdict, replace
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +69,7 @@ class PlanSlide:
             slide = open_slide(uri, slide_id=slide_id, etag=etag, mpp_override=mpp_override)
             try:
                 plan = plan_slide(slide, self.tiling, self.tissue_rule, max_tiles=self.max_tiles)
-                costs = {"gets": slide.gets, "bytes_fetched": slide.bytes_fetched}
+                costs = asdict(slide.counts)
             finally:
                 slide.close()
         except (SlideError, StoreError) as error:
@@ -108,6 +110,7 @@ class PlanSlide:
             tissue=plan.tissue[where],
             info={
                 "level": plan.geometry.level,
+                "reduce": plan.geometry.reduce,
                 "side_px": plan.geometry.side_px,
                 "tile_px": plan.tile_px,
                 "mpp_override": mpp_override,
@@ -119,41 +122,49 @@ class PlanSlide:
 class ReadTiles:
     """Shard rows -> the same rows with pixels: uint8 [n, tile_px, tile_px, 3].
 
-    Keeps the last slide open, since shards of one slide come one after another.
+    Shards of one slide that follow each other are read in one go, so that bytes are fetched ahead
+    across them; the last slide stays open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
         self._slide: Slide | None = None
         self._opened: tuple[str, str, object] | None = None
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return to_table(self.read(row) if row.to_do else row for row in from_table(table))
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        for _, run in groupby(from_table(table), key=lambda row: row.to_do and _source(row)):
+            rows = list(run)
+            for row in self.read(rows) if rows[0].to_do else rows:
+                yield to_table([row])
 
-    def read(self, row: ShardRow) -> ShardRow:
-        """One shard's pixels, or its failure."""
-        assert row.xy is not None
-        started = time.monotonic()
-        try:
-            slide = self._open(row)
-            before = slide.gets, slide.bytes_fetched
-            pixels = slide.read_tiles(
-                level=row.info["level"],
-                xy=row.xy,
-                side_px=row.info["side_px"],
-                tile_px=row.info["tile_px"],
-            )
-        except (SlideError, StoreError) as error:
-            self.close()
-            return row.failed(Failure.of("read", error))
-        costs = {
-            "gets": slide.gets - before[0],
-            "bytes_fetched": slide.bytes_fetched - before[1],
-            "seconds": time.monotonic() - started,
-        }
-        return replace(row, pixels=pixels, info={**row.info, **costs})
+    def read(self, rows: Sequence[ShardRow]) -> Iterator[ShardRow]:
+        """The pixels of shards of one slide, or their failures, in their order."""
+        done = 0
+        while done < len(rows):
+            started = time.monotonic()
+            try:
+                slide = self._open(rows[done])
+                before = copy(slide.counts)
+                info = rows[done].info
+                for pixels in slide.read_parts(
+                    level=info["level"],
+                    reduce=info["reduce"],
+                    parts=[row.xy for row in rows[done:] if row.xy is not None],
+                    side_px=info["side_px"],
+                    tile_px=info["tile_px"],
+                ):
+                    costs = asdict(slide.counts.since(before))
+                    costs["seconds"] = time.monotonic() - started
+                    yield replace(rows[done], pixels=pixels, info={**rows[done].info, **costs})
+                    done += 1
+                    started, before = time.monotonic(), copy(slide.counts)
+            except (SlideError, StoreError) as error:
+                self.close()
+                yield rows[done].failed(Failure.of("read", error))
+                done += 1
 
     def _open(self, row: ShardRow) -> Slide:
-        wanted = (row.uri, row.etag, row.info["mpp_override"])
+        wanted = _source(row)
         if self._slide is None or self._opened != wanted:
             self.close()
             self._slide = open_slide(
@@ -161,6 +172,7 @@ class ReadTiles:
                 slide_id=row.slide_id,
                 etag=row.etag,
                 mpp_override=row.info["mpp_override"],
+                threads=self._threads,
             )
             self._opened = wanted
         return self._slide
@@ -170,6 +182,10 @@ class ReadTiles:
         if self._slide is not None:
             self._slide.close()
         self._slide = self._opened = None
+
+
+def _source(row: ShardRow) -> tuple[str, str, object]:
+    return row.uri, row.etag, row.info.get("mpp_override")
 
 
 class EncodeTiles:

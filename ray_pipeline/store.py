@@ -9,51 +9,39 @@ or a response body.
 
 from __future__ import annotations
 
+import asyncio
 import os
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore import exceptions as obstore_errors
-from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, ObjectStore, S3Store
+from obstore.store import ObjectStore
 
+from ray_pipeline import event_loop
+from ray_pipeline.clients import CLIENT_ERRORS, Scheme, connect, etag_of, translated
 from ray_pipeline.errors import (
-    AccessError,
     NotFoundError,
     ObjectReplacedError,
     PreconditionError,
     SettingsError,
     StoreError,
     UnreachableError,
-    UnsupportedError,
 )
-from ray_pipeline.ranged_file import RangedFile
+from ray_pipeline.ranged_file import RangedFile, ReadCounts
 
-Scheme = Literal["file", "s3", "gs", "az", "http", "https"]
 T = TypeVar("T")
 
-BODY_ATTEMPTS = 4
-"""Tries of one read, each with the client's own retries inside (those don't cover short bodies)."""
+READ_ATTEMPTS = 6
+"""Tries of one ranged read, each with the client's own retries of refused requests inside: those
+don't cover bodies that break off, are short, or stand still."""
+READ_TIMEOUT_S, SLOWEST_BYTES_PER_S = 150.0, 256 << 10
+"""A ranged read is given up for another try after so long; a body that stands still much sooner,
+by the client."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
 """S3 takes at most 5 GiB in one PUT (Amazon S3 user guide, "Uploading objects")."""
-
-_CLIENT_OPTIONS = {"timeout": "120s", "connect_timeout": "5s"}
-_RETRY = {
-    "max_retries": 7,
-    "backoff": {
-        "init_backoff": timedelta(milliseconds=100),
-        "max_backoff": timedelta(seconds=8),
-        "base": 2,
-    },
-    "retry_timeout": timedelta(seconds=120),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,39 +161,73 @@ class Store:
         """The whole object, bytes."""
         return self._call(key, "read", lambda b, path: bytes(obstore.get(b, path).bytes()))
 
-    def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+    def get_range(
+        self,
+        key: str,
+        start: int,
+        length: int,
+        *,
+        etag: str | None = None,
+        counts: ReadCounts | None = None,
+    ) -> bytes:
         """`length` bytes from offset `start`, of the version `etag` where one is given.
 
         Raises ObjectReplacedError when the object is now another version, and
         UnreachableError when the body stays short after all tries.
         """
+        reading = self.get_range_async(key, start, length, etag=etag, counts=counts)
+        return bytes(event_loop.submit(reading).result())
+
+    async def get_range_async(
+        self,
+        key: str,
+        start: int,
+        length: int,
+        *,
+        etag: str | None = None,
+        counts: ReadCounts | None = None,
+    ) -> memoryview:
+        """See `get_range`; for coroutines on the loop of `event_loop`. Copies nothing."""
+        counts = counts if counts is not None else ReadCounts()
         options: dict[str, Any] = {"range": (start, start + length)}
         if etag is not None and not etag.startswith("~"):
             options["if_match"] = f'"{etag}"'
-
-        def read(backend: ObjectStore, path: str) -> bytes:
-            result = obstore.get(backend, path, options=cast(Any, options))
-            if etag is not None and (found := _etag(cast(dict[str, Any], result.meta))) != etag:
-                raise ObjectReplacedError(self._replaced(key, etag, found))
-            return bytes(result.bytes())
-
-        for attempt in range(BODY_ATTEMPTS):
+        for attempt in range(READ_ATTEMPTS):
+            counts.gets += 1
+            counts.retries += attempt > 0
             try:
-                data = self._call(key, "read", read)
+                async with asyncio.timeout(READ_TIMEOUT_S + length / SLOWEST_BYTES_PER_S):
+                    data = await self._read_once(key, options, etag)
             except PreconditionError:
-                found = self.head(key).etag
+                found = (await asyncio.to_thread(self.head, key)).etag
                 raise ObjectReplacedError(self._replaced(key, etag or "", found)) from None
-            except UnreachableError:
-                if attempt == BODY_ATTEMPTS - 1:
-                    raise
-                data = b""
+            except TimeoutError:
+                data = memoryview(b"")
+            counts.bytes_fetched += len(data)
             if len(data) == length:
                 return data
-            time.sleep(0.1 * 2**attempt)
+            await asyncio.sleep(0.1 * 2**attempt)
         raise UnreachableError(
-            f"{self.uri_of(key)}: bytes {start}-{start + length - 1} came back short "
-            f"{BODY_ATTEMPTS} times; check the store and run again."
+            f"{self.uri_of(key)}: bytes {start}-{start + length - 1} did not come whole in "
+            f"{READ_ATTEMPTS} tries; check the store and the network, then run again."
         )
+
+    async def _read_once(self, key: str, options: dict[str, Any], etag: str | None) -> memoryview:
+        """The body of one GET; empty where it broke off, which the client does not mend."""
+        try:
+            if self._backend is None:
+                self._backend = connect(self.scheme, self.bucket)
+            path = self._path(key)
+            result = await obstore.get_async(self._backend, path, options=cast(Any, options))
+            found = etag_of(cast(dict[str, Any], result.meta))
+        except CLIENT_ERRORS as error:
+            raise self._translated(error, key, "read") from error
+        if etag is not None and found != etag:
+            raise ObjectReplacedError(self._replaced(key, etag, found))
+        try:
+            return memoryview(await result.bytes_async())
+        except CLIENT_ERRORS:
+            return memoryview(b"")
 
     def put(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
@@ -248,19 +270,37 @@ class Store:
                     self.delete([path.removeprefix(self.prefix).lstrip("/")])
 
     def open_file(
-        self, key: str, *, etag: str | None = None, size_bytes: int | None = None
+        self,
+        key: str,
+        *,
+        etag: str | None = None,
+        size_bytes: int | None = None,
+        first_get_bytes: int = 4 << 20,
     ) -> RangedFile:
-        """A seekable read-only file over ranged GETs; `etag` pins the version that is read."""
+        """A seekable read-only file over ranged GETs; `etag` pins the version that is read.
+
+        `first_get_bytes` is what a read somewhere new fetches at least: little for a file's
+        directory, much where one goes on reading.
+        """
         if size_bytes is None or etag is None:
             info = self.head(key)
             size_bytes = info.size_bytes if size_bytes is None else size_bytes
             etag = info.etag if etag is None else etag
 
+        counts = ReadCounts()
+
         def fetch(start: int, length: int) -> bytes:
-            return self.get_range(key, start, length, etag=etag)
+            return self.get_range(key, start, length, etag=etag, counts=counts)
 
         name = key.rpartition("/")[2]
-        return RangedFile(fetch, name=name, etag=etag, size_bytes=size_bytes)
+        return RangedFile(
+            fetch,
+            name=name,
+            etag=etag,
+            size_bytes=size_bytes,
+            counts=counts,
+            first_get_bytes=first_get_bytes,
+        )
 
     def _path(self, key: str) -> str:
         return "/".join(part for part in (self.prefix, key.strip("/")) if part)
@@ -268,7 +308,7 @@ class Store:
     def _info(self, meta: dict[str, Any]) -> ObjectInfo:
         path = str(meta["path"])
         key = path[len(self.prefix) :].lstrip("/") if self.prefix else path
-        return ObjectInfo(key=key, size_bytes=int(meta["size"]), etag=_etag(meta))
+        return ObjectInfo(key=key, size_bytes=int(meta["size"]), etag=etag_of(meta))
 
     def _replaced(self, key: str, expected: str, found: str) -> str:
         return (
@@ -279,93 +319,13 @@ class Store:
     def _call(self, key: str, verb: str, action: Callable[[ObjectStore, str], T]) -> T:
         try:
             if self._backend is None:
-                self._backend = _connect(self)
+                self._backend = connect(self.scheme, self.bucket)
             return action(self._backend, self._path(key))
         except StoreError:
             raise
-        except (obstore_errors.BaseError, OSError, ValueError, NotImplementedError) as error:
-            raise _translated(error, self, key, verb) from error
+        except CLIENT_ERRORS as error:
+            raise self._translated(error, key, verb) from error
 
-
-_CLOUD_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_")
-
-
-def _connect(store: Store) -> ObjectStore:
-    """The client for the store's bucket; one per process, so that its connections are reused."""
-    said = sorted(item for item in os.environ.items() if item[0].startswith(_CLOUD_PREFIXES))
-    return _client(store.scheme, store.bucket, tuple(said))
-
-
-@lru_cache(maxsize=64)
-def _client(scheme: Scheme, bucket: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
-    said = dict(environment)
-    options: dict[str, Any] = dict(_CLIENT_OPTIONS)
-    common: dict[str, Any] = {"client_options": options, "retry_config": _RETRY}
-    if scheme == "file":
-        return LocalStore("/", automatic_cleanup=False)
-    if scheme == "s3":
-        endpoint = said.get("AWS_ENDPOINT_URL_S3") or said.get("AWS_ENDPOINT_URL")
-        options["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
-        return S3Store(bucket, config={"endpoint": endpoint} if endpoint else None, **common)
-    if scheme == "gs":
-        emulator = said.get("STORAGE_EMULATOR_HOST")
-        if not emulator:
-            return GCSStore(bucket, **common)
-        base = emulator if "://" in emulator else f"http://{emulator}"
-        options["allow_http"] = base.startswith("http://")
-        config: Any = {"base_url": base.rstrip("/"), "skip_signature": True}
-        return GCSStore(bucket, config=config, **common)
-    if scheme == "az":
-        options["allow_http"] = said.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
-        return AzureStore(bucket, **common)
-    options["allow_http"] = scheme == "http"
-    return HTTPStore(bucket, **common)
-
-
-def _etag(meta: dict[str, Any]) -> str:
-    raw = meta.get("e_tag")
-    if raw and not raw.startswith("W/"):
-        return str(raw).strip('"')
-    modified = meta.get("last_modified")
-    stamp = int(modified.timestamp()) if isinstance(modified, datetime) else 0
-    return f"~{meta['size']}-{stamp}"
-
-
-_ACCESS = (
-    obstore_errors.PermissionDeniedError,
-    obstore_errors.UnauthenticatedError,
-    PermissionError,
-)
-_CREDENTIAL_VARIABLES = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or the role of this machine",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or this machine's identity",
-}
-
-
-def _translated(error: Exception, store: Store, key: str, verb: str) -> StoreError:
-    """The one place where a client's error becomes ours, by class, then by its words."""
-    where, text = store.uri_of(key), str(error)
-    # The status only: a bare "403" also stands in keys, request ids and durations.
-    found = re.search(r"status code: (\d{3})", text)
-    status = found[1] if found else ""
-    if isinstance(error, (obstore_errors.AlreadyExistsError, obstore_errors.PreconditionError)):
-        return PreconditionError(f"{where} is not in the state this {verb} asked for.")
-    if store.scheme == "s3" and "169.254.169.254" in text:
-        mend = _CREDENTIAL_VARIABLES["s3"]
-        return AccessError(f"{where}: no credentials found to {verb} it; set {mend}.")
-    if isinstance(error, _ACCESS) or status in ("401", "403"):
-        mend = _CREDENTIAL_VARIABLES.get(store.scheme, "the permissions of the folder")
-        return AccessError(f"{where} refused to {verb}: check {mend}, and that they allow it.")
-    if "NoSuchBucket" in text:
-        return NotFoundError(f"{where}: there is no bucket '{store.bucket}'; check its name.")
-    if isinstance(error, (obstore_errors.NotFoundError, FileNotFoundError)):
-        return NotFoundError(f"{where} does not exist; check the URI.")
-    if isinstance(error, NotImplementedError) or status == "501":
-        return UnsupportedError(f"{where}: this store does not know conditional writes.")
-    if isinstance(error, (IsADirectoryError, NotADirectoryError)):
-        return NotFoundError(f"{where} is a folder, not an object; check the URI.")
-    return UnreachableError(
-        f"{where}: the store gave no usable answer to {verb} after all retries; "
-        "check the endpoint and the network, then run again."
-    )
+    def _translated(self, error: Exception, key: str, verb: str) -> StoreError:
+        where = self.uri_of(key)
+        return translated(error, where, verb, scheme=self.scheme, bucket=self.bucket)

@@ -72,7 +72,7 @@ class _Scene:
     seed: int
 
 
-def write_slide(  # noqa: PLR0913  (one keyword per thing a test may want otherwise)
+def write_slide(
     path: str | Path,
     *,
     width_px: int,
@@ -139,7 +139,7 @@ def write_slide(  # noqa: PLR0913  (one keyword per thing a test may want otherw
     )
 
 
-def _scene(  # noqa: PLR0913
+def _scene(
     width_px: int, height_px: int, mpp: float, seed: int, *, blank: bool, pen: bool
 ) -> _Scene:
     rng = np.random.default_rng(seed)

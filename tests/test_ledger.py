@@ -75,4 +75,4 @@ def test_costs_add_up() -> None:
     ledger.add(shard("a", 1))
     tally = ledger.add(header("a", 2, []))
     assert tally is not None
-    assert (tally.gets, tally.seconds) == (2, 1.0)
+    assert (tally.counts.gets, tally.seconds) == (2, 1.0)

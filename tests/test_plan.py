@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,7 @@ import pytest
 
 from ray_pipeline.errors import TooCoarseError
 from ray_pipeline.plan import TilePlan, plan_slide, tiles_in_shards
+from ray_pipeline.ranged_file import ReadCounts
 from ray_pipeline.recipe import SHARD_TILES
 from ray_pipeline.slides.grid import TilingRule, grid_origins
 from ray_pipeline.slides.levels import Level, Mpp, Overview
@@ -24,10 +27,12 @@ RULE = TissueRule()
 class Drawn:
     """A slide of one level at 0.5 microns per pixel, of which only the overview is there."""
 
-    size_bytes, vendor, gets, bytes_fetched = 1, "drawn", 0, 0
+    size_bytes, vendor, reader = 1, "drawn", "drawn"
+    icc_profile: bytes | None = None
 
     def __init__(self, tissue: npt.NDArray[np.bool_], *, etag: str = "1", name: str = "a") -> None:
         self.slide_id, self.uri, self.etag = name, f"/{name}.svs", etag
+        self.counts = ReadCounts()
         self.rgb = np.where(tissue[..., None], STROMA, GLASS).astype(np.uint8)
         height, width = (side * 16 for side in tissue.shape)
         self.levels: tuple[Level, ...] = (
@@ -39,12 +44,13 @@ class Drawn:
         assert mpp == RULE.overview_mpp
         return Overview(rgb=self.rgb, downsample_x=16.0, downsample_y=16.0)
 
-    def read_tiles(
-        self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, tile_px: int
-    ) -> npt.NDArray[np.uint8]:
+    def read_tiles(self, **how: Any) -> npt.NDArray[np.uint8]:
         raise AssertionError("a plan reads no tiles")
 
-    def compressed_bytes(self, *, level: int, xy: npt.NDArray[np.int32], side_px: float) -> int:
+    def read_parts(self, **how: Any) -> Iterator[npt.NDArray[np.uint8]]:
+        raise AssertionError("a plan reads no tiles")
+
+    def compressed_bytes(self, **how: Any) -> int:
         raise AssertionError("a plan counts no bytes")
 
     def close(self) -> None:

@@ -61,9 +61,10 @@ def test_a_shard_goes_all_the_way(slide: str, tmp_path: Path) -> None:
     identity = probe_identity("toy", None, "fp32", "cpu")
     output = Store.open(str(tmp_path / "out"))
     table = to_table([header, shard, failed])
-    table = ReadTiles()(table)
-    table = EncodeTiles(identity, None, device="cpu", batch_size=8)(table)
-    ends = list(from_table(StageShard(output, "f00df00df00d")(table)))
+    encode = EncodeTiles(identity, None, device="cpu", batch_size=8)
+    stage = StageShard(output, "f00df00df00d")
+    tables = [stage(encode(table)) for table in ReadTiles()(table)]
+    ends = [row for table in tables for row in from_table(table)]
     assert [row.is_header for row in ends] == [True, False, False]
     assert ends[1].info["n"] == 256
     assert ends[1].pixels is None
@@ -80,7 +81,7 @@ def test_a_slide_that_is_gone_when_it_is_read_is_a_failure(slide: str, tmp_path:
     copy.write_bytes(Path(slide).read_bytes())
     _, shard, *_ = planned(str(copy))
     copy.unlink()
-    row = ReadTiles().read(shard)
+    (row,) = ReadTiles().read([shard])
     assert row.failure is not None
     assert (row.failure.stage, row.failure.kind) == ("read", "not-found")
 
@@ -92,7 +93,7 @@ def test_a_slide_replaced_between_planning_and_reading_is_a_failure(
     copy.write_bytes(Path(slide).read_bytes())
     _, shard, *_ = planned(str(copy))
     write_slide(copy, width_px=6144, height_px=6144, seed=2)
-    row = ReadTiles().read(shard)
+    (row,) = ReadTiles().read([shard])
     assert row.failure is not None
     assert row.failure.kind == "source-replaced"
 

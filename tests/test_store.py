@@ -220,23 +220,37 @@ def test_an_open_store_survives_pickling(root: str) -> None:
 @on_all
 def test_open_file_reads_by_blocks_and_pins_the_version(root: str) -> None:
     store = Store.open(root)
-    data = random.Random(1).randbytes(2 * BLOCK_BYTES + 1000)
+    data = random.Random(1).randbytes(5 * BLOCK_BYTES + 1000)
     store.put("a.svs", data)
 
-    file = store.open_file("a.svs")
-    assert file.gets == 0
+    file = store.open_file("a.svs", first_get_bytes=BLOCK_BYTES)
+    assert file.counts.gets == 0
     assert file.read(100) == data[:100]
     assert file.read(100) == data[100:200]
-    assert file.gets == 1
+    assert file.counts.gets == 1
     file.seek(-10, io.SEEK_END)
     assert file.read() == data[-10:]
-    assert file.gets == 2
-    assert file.bytes_fetched == BLOCK_BYTES + 1000
+    assert file.counts.gets == 2
+    assert file.counts.bytes_fetched == BLOCK_BYTES + 1000
 
     store.put("a.svs", data[::-1])
-    file.seek(BLOCK_BYTES)
+    file.seek(2 * BLOCK_BYTES)
     with pytest.raises(ObjectReplacedError, match=r"a\.svs"):
         file.read(10)
+
+
+def test_reading_on_doubles_the_request_and_a_long_read_is_one(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path))
+    data = random.Random(1).randbytes(100 * BLOCK_BYTES)
+    store.put("a.svs", data)
+    file = store.open_file("a.svs", first_get_bytes=BLOCK_BYTES)
+    for block in range(15):
+        assert file.read(BLOCK_BYTES) == data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+    assert file.counts.gets == 4  # 1 + 2 + 4 + 8 blocks
+    file.seek(40 * BLOCK_BYTES + 5)
+    assert file.read(30 * BLOCK_BYTES) == data[40 * BLOCK_BYTES + 5 :][: 30 * BLOCK_BYTES]
+    assert file.counts.gets == 5
+    assert file.counts.bytes_fetched == (15 + 31) * BLOCK_BYTES
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,10 @@ class SlideRecord:
     """Ranged GETs for this slide in the run."""
     bytes_fetched: int = 0
     """Bytes fetched for this slide in the run."""
+    bytes_needed: int = 0
+    """Bytes of compressed tiles among them that were decoded."""
+    retries: int = 0
+    """GETs sent again after a short, broken or stalled body."""
     output: str | None = None
     """Key of the slide's file below the output's root."""
     facts: dict[str, Any] = field(default_factory=dict)

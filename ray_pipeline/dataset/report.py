@@ -55,6 +55,10 @@ class RunReport:
     """Ranged GETs of slide data."""
     bytes_fetched: int = 0
     """Bytes of slide data fetched."""
+    bytes_needed: int = 0
+    """Bytes of compressed tiles among them that were decoded."""
+    retries: int = 0
+    """GETs sent again after a short, broken or stalled body."""
     conditional_store: bool = True
     """Whether the output's store honours conditional puts."""
     encoders_loaded: int = 0

@@ -77,6 +77,8 @@ SLIDE_COLUMNS = pa.schema(
         ("seconds", pa.float64()),
         ("gets", pa.int64()),
         ("bytes_fetched", pa.int64()),
+        ("bytes_needed", pa.int64()),
+        ("retries", pa.int64()),
         ("output", pa.string()),
         ("input_fp", pa.string()),
         ("plan_fp", pa.string()),

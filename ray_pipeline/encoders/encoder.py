@@ -51,7 +51,7 @@ class Encoder:
     the tiles beside it: every forward pass has the same shape.
     """
 
-    def __init__(  # noqa: PLR0913 - six, all of them keywords but two
+    def __init__(
         self,
         spec: ModelSpec,
         source: WeightsSource,

@@ -36,14 +36,16 @@ class ReadGeometry:
     """Index of the level that is read."""
     level_mpp: float
     """Microns per pixel of that level."""
+    reduce: int
+    """By what the level is read smaller: 2 where every other pixel of it is enough."""
     downsample: float
-    """Level-0 px per px of that level."""
+    """Level-0 px per px that is read."""
     side_px: float
-    """Side of a tile, px of that level; equal to `tile_px` when tiles are not resampled."""
+    """Side of a tile, px that are read; equal to `tile_px` when tiles are not resampled."""
     stride_level_px: float
-    """Step between tiles, px of that level."""
+    """Step between tiles, px that are read."""
     resampled: bool
-    """Whether tiles are resampled to `tile_px`."""
+    """Whether tiles are other than the level's own pixels: reduced, or resampled to `tile_px`."""
     mpp_achieved: float
     """Microns per pixel of the tiles as the model sees them."""
 
@@ -54,7 +56,7 @@ class ReadGeometry:
 
 
 def choose_geometry(levels: Sequence[Level], rule: TilingRule, *, slide_id: str) -> ReadGeometry:
-    """The coarsest level not coarser than the rule's mpp, and the tiles' measures on it.
+    """The coarsest level not coarser than the rule's mpp, reduced as far as that still holds.
 
     Raises TooCoarseError when level 0 is coarser by more than MPP_TOLERANCE: detail that was
     never scanned can't be made.
@@ -66,17 +68,20 @@ def choose_geometry(levels: Sequence[Level], rule: TilingRule, *, slide_id: str)
             f"the {rule.mpp:g} asked for; ask for a coarser mpp with a model that takes it."
         )
     level = max(fine, key=lambda candidate: candidate.mpp)
-    ratio = rule.mpp / level.mpp
-    resampled = abs(ratio - 1) > MPP_TOLERANCE
-    scale = ratio if resampled else 1.0
+    finest = rule.mpp * (1 + MPP_TOLERANCE)
+    reduce = max(reduce for reduce in level.reduces if reduce == 1 or level.mpp * reduce <= finest)
+    ratio = rule.mpp / (level.mpp * reduce)
+    as_it_is = abs(ratio - 1) <= MPP_TOLERANCE
+    scale = 1.0 if as_it_is else ratio
     return ReadGeometry(
         level=level.index,
         level_mpp=level.mpp,
-        downsample=level.downsample,
+        reduce=reduce,
+        downsample=level.downsample * reduce,
         side_px=rule.tile_px * scale,
         stride_level_px=rule.stride_px * scale,
-        resampled=resampled,
-        mpp_achieved=rule.mpp if resampled else level.mpp,
+        resampled=reduce > 1 or not as_it_is,
+        mpp_achieved=level.mpp * reduce if as_it_is else rule.mpp,
     )
 
 

@@ -1,35 +1,104 @@
-"""Whether the bytes of a JPEG tile are whole, told from its markers before it is decoded."""
+"""JPEG markers: whether a tile is whole before it is decoded, and what decoders must be told."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 # ITU-T T.81, table B.1.
 _START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
+_SCAN_MARKER = b"\xff\xda"
+_COLOURS = (0xE0, 0xEE)
+"""JFIF and Adobe, the two markers that say what the channels are."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_TABLES = frozenset({0xDB, 0xC4, 0xDD})
+"""Quantisation, Huffman, restart interval: what a directory's JPEGTables may hold."""
 
 
-def jpeg_fault(data: bytes, width_px: int, height_px: int) -> str | None:
+def frame_fault(
+    data: bytes, width_px: int, height_px: int, least_width_px: int = 1, least_height_px: int = 1
+) -> str | None:
     """What is wrong with `data` as a JPEG of at most `width_px` x `height_px`; None if nothing is.
 
-    Decoders fill what is missing with grey and say nothing, and give a frame the room it claims
-    however little the directory says it has. The coded pixels themselves are not looked at.
+    It must be at least `least_width_px` x `least_height_px`. Decoders fill what is missing with
+    grey and say nothing, and give a frame the room it claims however little the directory says it
+    has. The coded pixels themselves are not looked at.
     """
-    if not data.startswith(_START_OF_IMAGE):
-        return "no JPEG starts here"
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
+    # The headers of a level's tiles are few, and mostly one: each is walked through once.
+    likely = data.find(_SCAN_MARKER)
+    head = data[: likely + 2] if likely > 0 else data
+    fault, scan = _head_fault(head, width_px, height_px, least_width_px, least_height_px)
+    if fault is None and scan is None and likely > 0:
+        limits = (width_px, height_px, least_width_px, least_height_px)
+        fault, scan = _head_fault.__wrapped__(data, *limits)
+    if fault is not None:
+        return fault
+    if scan is None:
+        return "a JPEG without pixels"
+    # In coded pixels 0xFF never stands before 0xD9: padding may follow, cut data can't.
+    if data.endswith(_END_OF_IMAGE) or data.find(_END_OF_IMAGE, scan) >= 0:
+        return None
+    return "a JPEG without an end"
+
+
+@lru_cache(maxsize=64)
+def _head_fault(
+    head: bytes, width_px: int, height_px: int, least_width_px: int, least_height_px: int
+) -> tuple[str | None, int | None]:
+    """(what is wrong with the frame, where the scan starts), two None where `head` ends before."""
+    if not head.startswith(_START_OF_IMAGE):
+        return "no JPEG starts here", None
+    position, framed = 2, False
+    while position + 2 <= len(head) and head[position] == 0xFF:
+        marker = head[position + 1]
+        if marker == _START_OF_SCAN:
+            return (None, position) if framed else ("a JPEG without a frame", None)
         if marker in _FRAMES:
-            height = int.from_bytes(data[position + 5 : position + 7], "big")
-            width = int.from_bytes(data[position + 7 : position + 9], "big")
-            if width > width_px or height > height_px:
-                return f"a JPEG of {width} x {height} px in a tile of {width_px} x {height_px}"
-        elif marker == _START_OF_SCAN:
-            # In coded pixels 0xFF never stands before 0xD9: padding may follow, cut data can't.
-            whole = data.rfind(_END_OF_IMAGE, position) >= 0
-            return None if whole else "a JPEG without an end"
+            height = int.from_bytes(head[position + 5 : position + 7], "big")
+            width = int.from_bytes(head[position + 7 : position + 9], "big")
+            fits = least_width_px <= width <= width_px and least_height_px <= height <= height_px
+            if framed or not fits:
+                claim = f"a JPEG of {width} x {height} px"
+                return f"{claim} in a tile of {width_px} x {height_px}", None
+            framed = True
         # 0xFF may be repeated before a marker.
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        length = int.from_bytes(head[position + 2 : position + 4], "big")
         position += 1 if marker == 0xFF else 2 + length
-    return "a JPEG without pixels"
+    return None, None
+
+
+@lru_cache(maxsize=256)
+def jpeg_prefix(tables: bytes, *, ycbcr: bool | None) -> bytes:
+    """SOI, an Adobe marker that says what the channels are (None: no marker), and the tables.
+
+    `tables` is an abbreviated stream (SOI, tables, EOI) or empty. Aperio writes RGB without any
+    marker, which decoders would take for YCbCr. Adobe's APP14: Technical Note 5116, section 18.
+    Raises ValueError for tables that hold anything else.
+    """
+    kept, position = [_START_OF_IMAGE], 2
+    if ycbcr is not None:
+        transform = b"\x01" if ycbcr else b"\x00"
+        kept.append(b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform)
+    while position + 4 <= len(tables) and tables[position : position + 2] != _END_OF_IMAGE:
+        length = 2 + int.from_bytes(tables[position + 2 : position + 4], "big")
+        if tables[position] != 0xFF or position + length > len(tables):
+            raise ValueError("the directory's JPEG tables are damaged")
+        if tables[position + 1] in _TABLES:
+            kept.append(tables[position : position + length])
+        elif tables[position + 1] in _FRAMES or tables[position + 1] == _START_OF_SCAN:
+            raise ValueError("the directory's JPEG tables hold a picture")
+        position += length
+    return b"".join(kept)
+
+
+def without_app(data: bytes) -> bytes:
+    """What follows SOI and the JFIF and Adobe markers right after it.
+
+    Decoders believe the first over all else that the channels are YCbCr, and the last Adobe marker
+    over the first.
+    """
+    position = 2
+    while len(data) > position + 4 and data[position] == 0xFF and data[position + 1] in _COLOURS:
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return data[position:]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.errors import NoMppError, SettingsError
+from ray_pipeline.errors import NoMppError, SettingsError, TooLargeError
 
 MPP_TRUSTED = (0.05, 20.0)
 """Microns per pixel outside this range are not believed: no slide scanner makes them, but a
 72-dpi tag (352.8) or a unit taken for another does."""
 MPP_SQUARE = 1.05
 """Pixels longer than wide (or the reverse) by more than this are refused."""
+MOST_SIDE_PX = 1 << 20
+"""Longest side that is opened: four times the longest any scanner makes, at its finest."""
+MOST_TILE_PX = 1 << 27
+"""Largest compressed tile or strip that is decoded: 400 MB once it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,8 @@ class Level:
     """Level-0 px per px of this level."""
     mpp: float
     """Microns per pixel of this level."""
+    reduces: tuple[int, ...] = (1,)
+    """Whole factors by which it can be read smaller, at less cost than the whole; 1 always."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,46 @@ class Overview:
     """Level-0 px per overview px, across."""
     downsample_y: float
     """Level-0 px per overview px, down."""
+
+
+MOST_OVERVIEW_PX = 1 << 26
+"""Largest overview: twice a whole glass slide, 75 x 25 mm, at 8 microns per pixel."""
+
+
+def overview_reading(levels: Sequence[Level], mpp: float, *, named: str) -> tuple[Level, int, int]:
+    """How the overview of about `mpp` is read: the level, its reduce, and the boxes' side.
+
+    The coarsest level that is finer, then as much of the rest as its codec can do. Raises
+    TooLargeError where the overview would pass MOST_OVERVIEW_PX.
+    """
+    level = max((lv for lv in levels if lv.mpp <= mpp), key=lambda lv: lv.mpp, default=levels[0])
+    whole = max(1, int(mpp / level.mpp + 1e-9))
+    # Decoding smaller is worth up to a quarter of the scale: 24 for 31, but not 2 for 3.
+    reduce = max(r for r in level.reduces if r == 1 or whole // r * r >= 0.75 * whole)
+    factor = whole // reduce
+    pixels = level.width_px * level.height_px // (reduce * factor) ** 2
+    if pixels > MOST_OVERVIEW_PX:
+        raise TooLargeError(
+            f"{named} has {levels[0].width_px} x {levels[0].height_px} px at {levels[0].mpp:g} "
+            f"microns per pixel: an overview at {mpp:g} would have {pixels} px, past the limit of "
+            f"{MOST_OVERVIEW_PX}; check the mpp, or ask for a coarser overview_mpp."
+        )
+    return level, reduce, factor
+
+
+def box_mean(pixels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
+    """Means over factor x factor px of uint8 [H, W, 3], the last ones over what there is."""
+    if factor == 1:
+        return pixels
+    if not len(pixels):
+        return pixels[:, ::factor]
+    rows, columns = (np.arange(0, side, factor) for side in pixels.shape[:2])
+    sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=0, dtype=np.uint32), columns, axis=1)
+    height, width = (
+        np.diff([*edges, side]) for edges, side in ((rows, len(pixels)), (columns, pixels.shape[1]))
+    )
+    means: npt.NDArray[np.float64] = sums / (height[:, None] * width)[..., None]
+    return np.rint(means).astype(np.uint8)
 
 
 def settle_mpp(

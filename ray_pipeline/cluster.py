@@ -1,0 +1,95 @@
+"""The Ray cluster of a job: joining and leaving it, what it offers, and what its errors mean."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ray_pipeline.errors import ClusterError, HistorayError
+from ray_pipeline.placement import Node
+
+
+def connect() -> None:
+    """Join the cluster of `RAY_ADDRESS`, or start a local one."""
+    if ray.is_initialized():
+        return
+    on_term = signal.getsignal(signal.SIGTERM)
+    # Ray's own C++ messages, meant for its developers, would stand between ours.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), _hushed_stderr():
+        warnings.simplefilter("ignore")
+        if os.environ.get("RAY_ADDRESS"):
+            try:
+                ray.init(**quiet)
+            except ConnectionError:
+                raise ClusterError(
+                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: "
+                    "start one, or unset RAY_ADDRESS to run on this machine."
+                ) from None
+        else:
+            # Two at least: the actors and the tasks between them need that much room on paper.
+            cpus = max(2, len(os.sched_getaffinity(0)))
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    # Ray has put its own handlers there, in Python and in C: one exits at once, one prints a stack.
+    if callable(on_term) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)
+
+
+def disconnect() -> None:
+    """Leave the cluster, and end it where `connect` started it. Ray prints nothing after this."""
+    ray.shutdown()
+
+
+@contextmanager
+def _hushed_stderr() -> Iterator[None]:
+    """Send what C++ writes to standard error nowhere; Python's errors still come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def cluster_nodes() -> list[Node]:
+    """The living nodes of the cluster and what each offers."""
+    return [
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory_bytes=int(node["Resources"].get("memory", 0)),
+        )
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+def own_error(error: RayError) -> HistorayError:
+    """The error of ours inside one of Ray's, or a ClusterError telling of Ray's in one sentence."""
+    inner: BaseException | None = error
+    while inner is not None:
+        cause = getattr(inner, "cause", None)
+        if isinstance(cause, HistorayError):
+            return cause
+        inner = cause if isinstance(cause, BaseException) else inner.__cause__
+    words = str(error).strip().splitlines()
+    return ClusterError(
+        f"Ray gave up on the job ({type(error).__name__}: {words[-1] if words else ''}); "
+        "what is done stays done: run again to go on."
+    )
