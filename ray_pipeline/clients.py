@@ -39,17 +39,23 @@ _RETRY = {
 _CLOUD_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_")
 
 
-def connect(scheme: Scheme, bucket: str) -> ObjectStore:
-    """The client for a bucket; one per process, so that its connections are reused."""
+def connect(scheme: Scheme, bucket: str, *, retries: bool = True) -> ObjectStore:
+    """The client for a bucket; one per process, so that its connections are reused.
+
+    Without `retries` each failure is told at once, for callers that count and try again themselves.
+    """
     said = sorted(item for item in os.environ.items() if item[0].startswith(_CLOUD_PREFIXES))
-    return _client(scheme, bucket, tuple(said))
+    return _client(scheme, bucket, tuple(said), retries)
 
 
 @lru_cache(maxsize=64)
-def _client(scheme: Scheme, bucket: str, environment: tuple[tuple[str, str], ...]) -> ObjectStore:
+def _client(
+    scheme: Scheme, bucket: str, environment: tuple[tuple[str, str], ...], retries: bool
+) -> ObjectStore:
     said = dict(environment)
     options: dict[str, Any] = dict(_CLIENT_OPTIONS)
-    common: dict[str, Any] = {"client_options": options, "retry_config": _RETRY}
+    retry: dict[str, Any] = _RETRY if retries else {**_RETRY, "max_retries": 0}
+    common: dict[str, Any] = {"client_options": options, "retry_config": retry}
     if scheme == "file":
         return LocalStore("/", automatic_cleanup=False)
     if scheme == "s3":

@@ -51,7 +51,7 @@ class RangedFile(io.RawIOBase):
 
     def __init__(
         self,
-        fetch: Callable[[int, int], bytes],
+        fetch: Callable[[int, int], memoryview],
         *,
         name: str,
         etag: str,
@@ -142,7 +142,7 @@ class RangedFile(io.RawIOBase):
         stop = min(max(stop, first + self._ahead), first + MOST_KEPT_BYTES // BLOCK_BYTES // 2)
         start = first * BLOCK_BYTES
         length = min(stop * BLOCK_BYTES, self.size_bytes) - start
-        data = memoryview(self._fetch(start, length))
+        data = self._fetch(start, length)
         for offset in range(0, length, BLOCK_BYTES):
             self._blocks[first + offset // BLOCK_BYTES] = data[offset : offset + BLOCK_BYTES]
         while len(self._blocks) * BLOCK_BYTES > MOST_KEPT_BYTES:

@@ -9,8 +9,8 @@ or a response body.
 
 from __future__ import annotations
 
-import asyncio
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,6 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.store import ObjectStore
 
-from ray_pipeline import event_loop
 from ray_pipeline.clients import CLIENT_ERRORS, Scheme, connect, etag_of, translated
 from ray_pipeline.errors import (
     NotFoundError,
@@ -34,12 +33,9 @@ from ray_pipeline.ranged_file import RangedFile, ReadCounts
 
 T = TypeVar("T")
 
-READ_ATTEMPTS = 6
-"""Tries of one ranged read, each with the client's own retries of refused requests inside: those
-don't cover bodies that break off, are short, or stand still."""
-READ_TIMEOUT_S, SLOWEST_BYTES_PER_S = 150.0, 256 << 10
-"""A ranged read is given up for another try after so long; a body that stands still much sooner,
-by the client."""
+READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
+"""Tries of one ranged read, and seconds of the longest pause between two: outages of some 20 s are
+lived through. All are ours, so that all are counted."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
 """S3 takes at most 5 GiB in one PUT (Amazon S3 user guide, "Uploading objects")."""
 
@@ -88,7 +84,8 @@ class Store:
     """Bucket, container or `scheme://host`; empty for local folders."""
     prefix: str
     """Path of the root inside the bucket, without slashes at its ends."""
-    _backend: ObjectStore | None = field(default=None, repr=False, compare=False)
+    _backends: dict[bool, ObjectStore] = field(default_factory=dict, repr=False, compare=False)
+    """The clients that try again by themselves, and that do not."""
 
     @classmethod
     def open(cls, uri: str) -> Store:
@@ -122,7 +119,7 @@ class Store:
         return cls(uri=root, scheme=cast(Scheme, parts.scheme), bucket=bucket, prefix=path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backend": None}
+        return {**self.__dict__, "_backends": {}}
 
     def uri_of(self, key: str) -> str:
         """Full URI of the object at `key`."""
@@ -169,65 +166,44 @@ class Store:
         *,
         etag: str | None = None,
         counts: ReadCounts | None = None,
-    ) -> bytes:
+    ) -> memoryview:
         """`length` bytes from offset `start`, of the version `etag` where one is given.
 
         Raises ObjectReplacedError when the object is now another version, and
-        UnreachableError when the body stays short after all tries.
+        UnreachableError when the body does not come whole after all tries.
         """
-        reading = self.get_range_async(key, start, length, etag=etag, counts=counts)
-        return bytes(event_loop.submit(reading).result())
-
-    async def get_range_async(
-        self,
-        key: str,
-        start: int,
-        length: int,
-        *,
-        etag: str | None = None,
-        counts: ReadCounts | None = None,
-    ) -> memoryview:
-        """See `get_range`; for coroutines on the loop of `event_loop`. Copies nothing."""
         counts = counts if counts is not None else ReadCounts()
         options: dict[str, Any] = {"range": (start, start + length)}
         if etag is not None and not etag.startswith("~"):
             options["if_match"] = f'"{etag}"'
+
+        def ask(backend: ObjectStore, path: str) -> obstore.GetResult:
+            return obstore.get(backend, path, options=cast(Any, options))
+
         for attempt in range(READ_ATTEMPTS):
             counts.gets += 1
             counts.retries += attempt > 0
             try:
-                async with asyncio.timeout(READ_TIMEOUT_S + length / SLOWEST_BYTES_PER_S):
-                    data = await self._read_once(key, options, etag)
+                result = self._call(key, "read", ask, retries=False)
+                found = etag_of(cast(dict[str, Any], result.meta))
+                data = memoryview(result.bytes())
             except PreconditionError:
-                found = (await asyncio.to_thread(self.head, key)).etag
+                found = self.head(key).etag
                 raise ObjectReplacedError(self._replaced(key, etag or "", found)) from None
-            except TimeoutError:
-                data = memoryview(b"")
+            except (UnreachableError, *CLIENT_ERRORS):
+                # No answer, or a body that broke off or stood still.
+                found, data = etag or "", memoryview(b"")
+            if etag is not None and found != etag:
+                raise ObjectReplacedError(self._replaced(key, etag, found))
             counts.bytes_fetched += len(data)
             if len(data) == length:
                 return data
-            await asyncio.sleep(0.1 * 2**attempt)
+            if attempt + 1 < READ_ATTEMPTS:
+                time.sleep(min(0.1 * 2**attempt, LONGEST_PAUSE_S))
         raise UnreachableError(
             f"{self.uri_of(key)}: bytes {start}-{start + length - 1} did not come whole in "
-            f"{READ_ATTEMPTS} tries; check the store and the network, then run again."
+            f"{READ_ATTEMPTS} tries; check the endpoint and the network, then run again."
         )
-
-    async def _read_once(self, key: str, options: dict[str, Any], etag: str | None) -> memoryview:
-        """The body of one GET; empty where it broke off, which the client does not mend."""
-        try:
-            if self._backend is None:
-                self._backend = connect(self.scheme, self.bucket)
-            path = self._path(key)
-            result = await obstore.get_async(self._backend, path, options=cast(Any, options))
-            found = etag_of(cast(dict[str, Any], result.meta))
-        except CLIENT_ERRORS as error:
-            raise self._translated(error, key, "read") from error
-        if etag is not None and found != etag:
-            raise ObjectReplacedError(self._replaced(key, etag, found))
-        try:
-            return memoryview(await result.bytes_async())
-        except CLIENT_ERRORS:
-            return memoryview(b"")
 
     def put(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
@@ -289,7 +265,7 @@ class Store:
 
         counts = ReadCounts()
 
-        def fetch(start: int, length: int) -> bytes:
+        def fetch(start: int, length: int) -> memoryview:
             return self.get_range(key, start, length, etag=etag, counts=counts)
 
         name = key.rpartition("/")[2]
@@ -316,11 +292,13 @@ class Store:
             "run again to take the new version."
         )
 
-    def _call(self, key: str, verb: str, action: Callable[[ObjectStore, str], T]) -> T:
+    def _call(
+        self, key: str, verb: str, action: Callable[[ObjectStore, str], T], *, retries: bool = True
+    ) -> T:
         try:
-            if self._backend is None:
-                self._backend = connect(self.scheme, self.bucket)
-            return action(self._backend, self._path(key))
+            if retries not in self._backends:
+                self._backends[retries] = connect(self.scheme, self.bucket, retries=retries)
+            return action(self._backends[retries], self._path(key))
         except StoreError:
             raise
         except CLIENT_ERRORS as error:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_pipeline import store as store_module
 from ray_pipeline.errors import (
     AccessError,
     NotFoundError,
@@ -143,7 +144,8 @@ def test_get_range_of_a_replaced_object_is_no_chimera(root: str) -> None:
 
 
 @on_all
-def test_get_range_past_the_end_is_an_error(root: str) -> None:
+def test_get_range_past_the_end_is_an_error(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LONGEST_PAUSE_S", 0.01)
     store = Store.open(root)
     store.put("a", b"0123456789")
     with pytest.raises(StoreError, match="some folder/a"):
@@ -373,6 +375,7 @@ def test_unknown_keys_are_refused(
 def test_an_endpoint_that_nobody_answers_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, action: Callable[[Store], object]
 ) -> None:
+    monkeypatch.setattr(store_module, "LONGEST_PAUSE_S", 0.5)
     nobody = S3Server(
         name="nobody",
         endpoint_url=f"http://127.0.0.1:{free_port()}",

@@ -211,7 +211,7 @@ def _download(store: Store, key: str, etag: str, target: Path) -> None:
 
     def fetch(start: int) -> bytes:
         length = min(DOWNLOAD_CHUNK_BYTES, size_bytes - start)
-        return store.get_range(key, start, length, etag=etag)
+        return bytes(store.get_range(key, start, length, etag=etag))
 
     starts = iter(range(0, size_bytes, DOWNLOAD_CHUNK_BYTES))
     with target.open("wb") as file, ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:

@@ -8,7 +8,7 @@ allocated for the size the directory states.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
 
 import imagecodecs
@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from ray_pipeline.slides.jpeg import frame_fault, jpeg_prefix, without_app
+from ray_pipeline.slides.jpeg import (
+    END_OF_IMAGE,
+    frame_fault,
+    jpeg_prefix,
+    scan_start,
+    without_app,
+)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,13 +74,18 @@ class JpegCodec:
     """The directory's JPEGTables, an abbreviated stream; empty without."""
     name = "jpeg"
     reduces = (1, 2, 4, 8)
+    _sound: dict[TileSize, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """The last head (SOI to SOS) without a fault, by tile size: a level's tiles mostly share it."""
 
     def decode(self, data: memoryview, size: TileSize, reduce: int, room: Pixels) -> Pixels:
         """See `Codec.decode`; smaller ones by scaling in the DCT, which for 8 is the exact mean."""
         tile = bytes(data)
-        if fault := frame_fault(tile, size.width, size.height, size.inside_x, size.inside_y):
-            raise ValueError(fault)
-        prefix = jpeg_prefix(self.tables, ycbcr=self.ycbcr)
+        head = self._sound.get(size)
+        if head is None or not tile.startswith(head) or not tile.endswith(END_OF_IMAGE):
+            if fault := frame_fault(tile, size.width, size.height, size.inside_x, size.inside_y):
+                raise ValueError(fault)
+            self._sound[size] = tile[: scan_start(tile)]
+        prefix = jpeg_prefix(self.tables, self.ycbcr)
         body = tile[2:] if self.ycbcr is None else without_app(tile)
         return _decode_jpeg(prefix + body, size, reduce, room)
 

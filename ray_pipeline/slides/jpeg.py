@@ -6,9 +6,9 @@ from functools import lru_cache
 
 # ITU-T T.81, table B.1.
 _START_OF_IMAGE = b"\xff\xd8"
-_END_OF_IMAGE = b"\xff\xd9"
+END_OF_IMAGE = b"\xff\xd9"
+"""The marker EOI."""
 _START_OF_SCAN = 0xDA
-_SCAN_MARKER = b"\xff\xda"
 _COLOURS = (0xE0, 0xEE)
 """JFIF and Adobe, the two markers that say what the channels are."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -25,24 +25,22 @@ def frame_fault(
     grey and say nothing, and give a frame the room it claims however little the directory says it
     has. The coded pixels themselves are not looked at.
     """
-    # The headers of a level's tiles are few, and mostly one: each is walked through once.
-    likely = data.find(_SCAN_MARKER)
-    head = data[: likely + 2] if likely > 0 else data
-    fault, scan = _head_fault(head, width_px, height_px, least_width_px, least_height_px)
-    if fault is None and scan is None and likely > 0:
-        limits = (width_px, height_px, least_width_px, least_height_px)
-        fault, scan = _head_fault.__wrapped__(data, *limits)
+    fault, scan = _head_fault(data, width_px, height_px, least_width_px, least_height_px)
     if fault is not None:
         return fault
     if scan is None:
         return "a JPEG without pixels"
     # In coded pixels 0xFF never stands before 0xD9: padding may follow, cut data can't.
-    if data.endswith(_END_OF_IMAGE) or data.find(_END_OF_IMAGE, scan) >= 0:
-        return None
-    return "a JPEG without an end"
+    return None if data.find(END_OF_IMAGE, scan) >= 0 else "a JPEG without an end"
 
 
-@lru_cache(maxsize=64)
+def scan_start(data: bytes) -> int:
+    """First byte after the marker that starts the coded pixels, of a JPEG without a fault."""
+    _, scan = _head_fault(data, 1 << 16, 1 << 16, 0, 0)
+    assert scan is not None
+    return scan + 2
+
+
 def _head_fault(
     head: bytes, width_px: int, height_px: int, least_width_px: int, least_height_px: int
 ) -> tuple[str | None, int | None]:
@@ -69,7 +67,7 @@ def _head_fault(
 
 
 @lru_cache(maxsize=256)
-def jpeg_prefix(tables: bytes, *, ycbcr: bool | None) -> bytes:
+def jpeg_prefix(tables: bytes, ycbcr: bool | None) -> bytes:
     """SOI, an Adobe marker that says what the channels are (None: no marker), and the tables.
 
     `tables` is an abbreviated stream (SOI, tables, EOI) or empty. Aperio writes RGB without any
@@ -80,7 +78,7 @@ def jpeg_prefix(tables: bytes, *, ycbcr: bool | None) -> bytes:
     if ycbcr is not None:
         transform = b"\x01" if ycbcr else b"\x00"
         kept.append(b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + transform)
-    while position + 4 <= len(tables) and tables[position : position + 2] != _END_OF_IMAGE:
+    while position + 4 <= len(tables) and tables[position : position + 2] != END_OF_IMAGE:
         length = 2 + int.from_bytes(tables[position + 2 : position + 4], "big")
         if tables[position] != 0xFF or position + length > len(tables):
             raise ValueError("the directory's JPEG tables are damaged")

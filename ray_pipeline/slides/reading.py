@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.errors import DamagedSlideError
-from ray_pipeline.ranged_file import ReadCounts
-from ray_pipeline.slides.bands import Group, Job, Windows, plan_stream
+from ray_pipeline.slides.bands import Step, Windows, plan_bands, reduced_tile
 from ray_pipeline.slides.fetch import MOST_RANGE_BYTES, ByteRange, RangeStream, Read, coalesce
 from ray_pipeline.slides.tables import TileTable
 from ray_pipeline.slides.tiff import PARSER_ERRORS, short
 
 GLASS = 255
 """Every channel of tiles the file leaves out, as scanners do where they saw no tissue."""
-KEPT_BYTES = 128 << 20
-"""Decoded pixels that are kept from one row of tiles to the next."""
-JOBS_AT_ONCE = 8
+KEPT_BYTES = 64 << 20
+"""Most decoded pixels that are kept from one run of windows to the next."""
+STEPS_AT_ONCE = 8
 """Compressed tiles that a thread takes at a time."""
 SEGMENT_BYTES = 16 << 20
 """Compressed bytes within which neighbours are looked for: bounds how long some wait their turn."""
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class Targets(Protocol):
+    """Where the windows' pixels go."""
+
+    def of(self, steps: Sequence[Step]) -> Mapping[int, Pixels]:
+        """Window -> uint8 [h, w, 3], at least as large as the window, for all those of `steps`."""
+        ...
+
+    def whole(self, windows: Sequence[int]) -> None:
+        """These windows have all their pixels."""
+        ...
 
 
 class BandReader:
@@ -37,97 +50,124 @@ class BandReader:
         reduce: int,
         *,
         read: Read,
-        counts: ReadCounts,
+        needed: Callable[[int], None],
         pool: ThreadPoolExecutor | None,
+        threads: int,
         named: str,
     ) -> None:
-        """`named` tells errors which level of which slide; `pool` decodes where there is one."""
+        """`pool`, of so many `threads`, decodes where there is one.
+
+        `needed` is told the bytes of compressed tiles that were decoded, and `named` tells errors
+        which level of which slide this is.
+        """
         self._table, self._reduce, self._read = table, reduce, read
-        self._counts, self._pool, self._named = counts, pool, named
+        self._needed, self._pool, self._threads, self._named = needed, pool, threads, named
         self._lock = threading.Lock()
-        width = -(-table.tile_width_px // reduce)
-        self._tile_bytes = width * -(-table.tile_height_px // reduce) * 3
-        self._kept: dict[int, tuple[Pixels, Pixels]] = {}
+        width, height = reduced_tile(table, reduce)
+        self._tile_bytes = width * height * 3
+        self._kept: dict[int, Pixels] = {}
         self._rooms: list[Pixels] = []
 
     def fill(
-        self,
-        parts: Sequence[Windows],
-        target: Callable[[Group], Pixels],
-        *,
-        most_range_bytes: int = MOST_RANGE_BYTES,
-    ) -> Iterator[Group]:
-        """Fill `target(group)`, uint8 [n, h, w, 3], with the pixels of its windows, group by group.
+        self, windows: Windows, targets: Targets, *, most_range_bytes: int = MOST_RANGE_BYTES
+    ) -> Iterator[None]:
+        """Fill the targets of `windows` in order; comes back whenever some of them are whole.
 
-        Each window is filled from its left top corner on. Raises DamagedSlideError or a StoreError.
+        Each target is filled from its left top corner on. Raises DamagedSlideError or a StoreError.
         """
-        most_kept = max(1, KEPT_BYTES // self._tile_bytes)
-        plan = plan_stream(self._table, parts, self._reduce, resident=self._kept, room=most_kept)
-        wanted = {job.tile for group in plan.groups for job in group.jobs if job.load is None}
-        for tile in set(self._kept) - wanted:
-            self._drop(tile)
-        loads = _Loads(self._table, plan.loads, self._read, most_range_bytes)
+        plan = plan_bands(self._table, windows, self._reduce)
+        here, self._kept = self._kept, {}
+        most = KEPT_BYTES // self._tile_bytes
+        keep = plan.lingering if len(plan.lingering) <= most else frozenset()
+        wanted = [step.tile for step in plan.steps if step.tile not in here]
+        loads = _Loads(self._table, wanted, self._read, most_range_bytes)
+        by_last = np.argsort(plan.last_step, kind="stable")
+        ends = np.searchsorted(plan.last_step[by_last], np.arange(len(plan.steps)), side="right")
+        finished = 0
+        running: deque[tuple[int, Future[None] | None]] = deque()
         try:
-            for group in plan.groups:
-                self._run(group.jobs, loads, target(group))
-                yield group
+            for first in range(0, len(plan.steps), STEPS_AT_ONCE):
+                chunk = plan.steps[first : first + STEPS_AT_ONCE]
+                job = (chunk, targets.of(chunk), loads, here, keep)
+                if self._pool is None:
+                    self._run(*job)
+                    running.append((first + len(chunk), None))
+                else:
+                    running.append((first + len(chunk), self._pool.submit(self._run, *job)))
+                last_chunk = first + STEPS_AT_ONCE >= len(plan.steps)
+                while running and (last_chunk or len(running) > self._ahead):
+                    done, future = running.popleft()
+                    if future is not None:
+                        future.result()
+                    end = int(ends[done - 1])
+                    if end > finished:
+                        targets.whole(by_last[finished:end].tolist())
+                        finished = end
+                        yield
         finally:
             loads.close()
+            for _, future in running:
+                if future is not None and not future.cancel():
+                    future.exception()
 
-    def _run(self, jobs: Sequence[Job], loads: _Loads, into: Pixels) -> None:
-        if self._pool is None:
-            self._do(jobs, loads, into)
-            return
-        chunks = [jobs[i : i + JOBS_AT_ONCE] for i in range(0, len(jobs), JOBS_AT_ONCE)]
-        running = [self._pool.submit(self._do, chunk, loads, into) for chunk in chunks]
-        wait(running)
-        for future in running:
-            future.result()
+    @property
+    def _ahead(self) -> int:
+        """Chunks under way at once, beside the one that is waited for."""
+        return 0 if self._pool is None else 2 * self._threads
 
-    def _do(self, jobs: Sequence[Job], loads: _Loads, into: Pixels) -> None:
-        for job in jobs:
-            if self._table.counts[job.tile] == 0:
-                for window, top, bottom, left, right, *_ in job.pastes:
-                    into[window, top:bottom, left:right] = GLASS
-                continue
-            pixels = self._kept[job.tile][0] if job.load is None else self._load(job, loads)
-            for window, top, bottom, left, right, t, b, lf, r in job.pastes:
-                into[window, top:bottom, left:right] = pixels[t:b, lf:r]
-            if not job.keep:
-                self._drop(job.tile)
-
-    def _load(self, job: Job, loads: _Loads) -> Pixels:
-        """Decode a compressed tile; it stays among the kept ones until it is dropped."""
-        assert job.load is not None
-        table = self._table
-        data = loads.take(job.load)
+    def _run(
+        self,
+        steps: Sequence[Step],
+        targets: Mapping[int, Pixels],
+        loads: _Loads,
+        here: Mapping[int, Pixels],
+        keep: frozenset[int],
+    ) -> None:
+        needed = 0
         with self._lock:
             room = self._rooms.pop() if self._rooms else np.empty(self._tile_bytes, np.uint8)
-        try:
-            pixels = table.codec.decode(data, table.tile_size(job.tile), self._reduce, room)
-        except PARSER_ERRORS as error:
-            row, column = divmod(job.tile, table.columns)
-            x, y = column * table.tile_width_px, row * table.tile_height_px
-            raise DamagedSlideError(
-                f"{self._named}: the compressed tile {job.tile} at x {x}, y {y} can't be decoded "
-                f"({short(error)}): the file is damaged; upload it again."
-            ) from error
-        # A codec without use for the room may have handed out the fetched bytes themselves.
-        if job.keep and not pixels.flags.owndata and not np.shares_memory(pixels, room):
-            pixels = pixels.copy()
+        for step in steps:
+            tile = step.tile
+            pixels = here.get(tile)
+            if pixels is None:
+                data = loads.take(tile)
+                if data is None:
+                    for window, top, bottom, left, right, *_ in step.pastes:
+                        targets[window][top:bottom, left:right] = GLASS
+                    continue
+                needed += len(data)
+                pixels = self._decoded(tile, data, room)
+            for window, top, bottom, left, right, t, b, lf, r in step.pastes:
+                targets[window][top:bottom, left:right] = pixels[t:b, lf:r]
+            if tile in keep:
+                self._kept[tile] = pixels if tile in here else pixels.copy()
+            loads.release(tile)
         with self._lock:
-            self._counts.bytes_needed += len(data)
-            self._kept[job.tile] = (pixels, room)
-        loads.release(job.load)
-        return pixels
+            self._rooms.append(room)
+            self._needed(needed)
 
-    def _drop(self, tile: int) -> None:
-        with self._lock:
-            self._rooms.append(self._kept.pop(tile)[1])
+    def _decoded(self, tile: int, data: memoryview, room: Pixels) -> Pixels:
+        table = self._table
+        size = table.tile_size(tile)
+        try:
+            pixels = table.codec.decode(data, size, self._reduce, room)
+        except PARSER_ERRORS as error:
+            fault = short(error)
+        else:
+            height, width = -(-size.inside_y // self._reduce), -(-size.inside_x // self._reduce)
+            if pixels.shape[0] >= height and pixels.shape[1] >= width:
+                return pixels
+            fault = f"{pixels.shape[1]} x {pixels.shape[0]} px where {width} x {height} belong"
+        row, column = divmod(tile, table.columns)
+        x, y = column * table.tile_width_px, row * table.tile_height_px
+        raise DamagedSlideError(
+            f"{self._named}: the compressed tile {tile} at x {x}, y {y} can't be decoded "
+            f"({fault}): the file is damaged; upload it again."
+        )
 
 
 class _Loads:
-    """The bytes of compressed tiles, by the number of their load."""
+    """The bytes of compressed tiles, to be taken once each, about in the order of `tiles`."""
 
     def __init__(self, table: TileTable, tiles: Sequence[int], read: Read, most: int) -> None:
         chosen = np.asarray(tiles, np.int64)
@@ -155,23 +195,26 @@ class _Loads:
         starts = np.array([wanted.start for wanted in self._ranges], np.int64)
         within = offsets - starts[range_of] if len(starts) else offsets
         places = (range_of, within, within + counts)
-        self._places = list(zip(*(array.tolist() for array in places), strict=True))
+        rows = zip(*(array.tolist() for array in places), strict=True)
+        self._places = dict(zip(tiles, rows, strict=True))
         self._lock = threading.Lock()
         self._stream = RangeStream(read, self._ranges)
 
-    def take(self, load: int) -> memoryview:
-        """The bytes of one compressed tile. Raises StoreError."""
-        index, start, stop = self._places[load]
-        return self._stream.take(index)[start:stop]
+    def take(self, tile: int) -> memoryview | None:
+        """Bytes of a compressed tile; None where the file leaves it out. Raises StoreError."""
+        index, start, stop = self._places[tile]
+        return None if index < 0 else self._stream.take(index)[start:stop]
 
-    def release(self, load: int) -> None:
+    def release(self, tile: int) -> None:
         """Say that one compressed tile is decoded."""
-        index = self._places[load][0]
+        place = self._places.get(tile)
+        if place is None:
+            return
         with self._lock:
-            self._left[index] -= 1
-            done = self._left[index] == 0
+            self._left[place[0]] -= 1
+            done = self._left[place[0]] == 0
         if done:
-            self._stream.release(index)
+            self._stream.release(place[0])
 
     def close(self) -> None:
         """Give up what is still under way."""

@@ -61,11 +61,16 @@ class TileTable:
     def tile_size(self, index: int) -> TileSize:
         """What the directory says of one tile."""
         row, column = divmod(index, self.columns)
-        return TileSize(
-            width=self.tile_width_px,
-            height=self.tile_height_px,
-            inside_x=min(self.tile_width_px, self.width_px - column * self.tile_width_px),
-            inside_y=min(self.tile_height_px, self.height_px - row * self.tile_height_px),
+        return self._sizes[2 * (row == self.rows - 1) + (column == self.columns - 1)]
+
+    @cached_property
+    def _sizes(self) -> tuple[TileSize, ...]:
+        """Those inside, in the last column, in the last row, in both."""
+        width, height = self.tile_width_px, self.tile_height_px
+        last_x = self.width_px - (self.columns - 1) * width
+        last_y = self.height_px - (self.rows - 1) * height
+        return tuple(
+            TileSize(width, height, x, y) for y in (height, last_y) for x in (width, last_x)
         )
 
 

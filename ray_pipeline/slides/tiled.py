@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import sys
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.ranged_file import ReadCounts
-from ray_pipeline.slides.bands import Group, Windows, tiles_under
+from ray_pipeline.slides.bands import Windows, tiles_under
 from ray_pipeline.slides.levels import Level, Overview, box_mean, overview_reading, settle_mpp
-from ray_pipeline.slides.reading import GLASS, BandReader
-from ray_pipeline.slides.resample import resample, rim_px
+from ray_pipeline.slides.reading import BandReader
+from ray_pipeline.slides.resample import rim_px
 from ray_pipeline.slides.tables import SlideIndex
+from ray_pipeline.slides.targets import ResampledTiles, Rooms, Strips, Tiles
 from ray_pipeline.store import Store
 
 OVERVIEW_RANGE_BYTES = 16 << 20
 """Longest request for an overview, all of which is wanted."""
-
-MOST_ROOMS = 3
-"""Parts' memory that is kept to be used again: one being filled, one on its way, one to spare."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -54,9 +51,11 @@ class TiledSlide:
         self.vendor, self.icc_profile = index.vendor, index.icc_profile
         self.size_bytes = sum(info.size_bytes for info in index.objects)
         self.mpp = settle_mpp(slide_id, index.mpp_x, index.mpp_y, mpp_override)
-        self._store, self._objects, self._tables = store, index.objects, index.tables
+        self._store, self._objects, self.tables = store, index.objects, index.tables
+        self._counting = threading.Lock()
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._rooms = _Rooms()
+        self._rooms = Rooms()
         self._reader: tuple[tuple[int, int], BandReader] | None = None
         first = index.tables[0]
         downsamples = [
@@ -82,7 +81,7 @@ class TiledSlide:
         named = f"{self.slide_id}: {self.uri}"
         level, reduce, factor = overview_reading(self.levels, mpp, named=named)
         width, height = -(-level.width_px // reduce), -(-level.height_px // reduce)
-        rows = -(-self._tables[level.index].tile_height_px // reduce)
+        rows = -(-self.tables[level.index].tile_height_px // reduce)
         tops = np.arange(0, height, rows)
         strips = Windows(
             left=np.zeros_like(tops),
@@ -90,13 +89,11 @@ class TiledSlide:
             width=np.full_like(tops, width),
             height=np.minimum(rows, height - tops),
         )
-        parts = [strips.part(slice(i, i + 1)) for i in range(len(tops))]
+        targets = Strips(strips)
         means, rest = [], np.empty((0, width, 3), np.uint8)
-        room = np.empty((1, rows, width, 3), np.uint8)
         reader = self._band_reader(level.index, reduce)
-        for group in reader.fill(parts, lambda _: room, most_range_bytes=OVERVIEW_RANGE_BYTES):
-            strip = room[0, : int(strips.height[group.part])]
-            rest = np.concatenate((rest, strip))
+        for _ in reader.fill(strips, targets, most_range_bytes=OVERVIEW_RANGE_BYTES):
+            rest = np.concatenate((rest, *targets.taken()))
             whole = len(rest) // factor * factor
             means.append(box_mean(rest[:whole], factor))
             rest = rest[whole:]
@@ -132,55 +129,45 @@ class TiledSlide:
         reduce: int = 1,
     ) -> Iterator[Pixels]:
         """See `Slide.read_parts`."""
+        if not parts:
+            return
         chosen = self.levels[level]
         places = [_placed(xy, chosen, reduce, side_px, tile_px) for xy in parts]
-        tiles: dict[int, Pixels] = {}
-        room = np.empty(0, np.uint8)
-
-        def target(group: Group) -> Pixels:
-            nonlocal room
-            if group.part not in tiles:
-                tiles[group.part] = self._rooms.take((len(parts[group.part]), tile_px, tile_px, 3))
-            into = tiles[group.part][group.tiles]
-            windows = places[group.part].windows.part(group.tiles)
-            if side_px == tile_px:
-                if min(windows.width.min(), windows.height.min()) < tile_px:
-                    into[:] = GLASS
-                return into
-            shape = (len(into), int(windows.height.max()), int(windows.width.max()), 3)
-            if room.size < np.prod(shape):
-                room = np.empty(int(np.prod(shape)), np.uint8)
-            return room[: np.prod(shape)].reshape(shape)
-
-        finished = 0
-        seen: Pixels | None = None
-
-        def remembered(group: Group) -> Pixels:
-            nonlocal seen
-            seen = target(group)
-            return seen
-
-        windows = [place.windows for place in places]
-        for group in self._band_reader(level, reduce).fill(windows, remembered):
-            if side_px != tile_px:
-                assert seen is not None
-                self._resample(places[group.part], group, seen, side_px, tiles[group.part])
-            while finished < group.part or (
-                finished == group.part and group.tiles.stop == len(parts[finished])
-            ):
-                yield tiles.pop(finished, np.empty((0, tile_px, tile_px, 3), np.uint8))
-                finished += 1
-        for _ in range(finished, len(parts)):
-            yield np.empty((0, tile_px, tile_px, 3), np.uint8)
+        windows = Windows.joined([place.windows for place in places])
+        if side_px == tile_px:
+            targets: Tiles = Tiles(parts, tile_px, self._rooms, windows)
+        else:
+            left, top = (np.concatenate([getattr(p, c) for p in places]) for c in ("left", "top"))
+            corners = np.stack((left, top), axis=1)
+            targets = ResampledTiles(
+                parts,
+                tile_px,
+                self._rooms,
+                windows,
+                corners=corners,
+                side_px=side_px,
+                pool=self._pool,
+            )
+        yield from targets.taken()
+        for _ in self._band_reader(level, reduce).fill(windows, targets):
+            yield from targets.taken()
 
     def compressed_bytes(
         self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, reduce: int = 1
     ) -> int:
         """See `Slide.compressed_bytes`."""
-        table = self._tables[level]
-        # Without the rim that resampling reads, which is what tiles of the model's side need.
+        under = self.compressed_tiles(level=level, xy=xy, side_px=side_px, reduce=reduce)
+        return int(self.tables[level].counts[under].sum())
+
+    def compressed_tiles(
+        self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, reduce: int = 1
+    ) -> npt.NDArray[np.int64]:
+        """Indexes in the level's table of the compressed tiles under the given tiles, each once.
+
+        Without those that lie only under the rim which resampling reads beside a tile.
+        """
         windows = _placed(xy, self.levels[level], reduce, side_px, side_px).windows
-        return int(table.counts[tiles_under(table, windows, reduce)].sum())
+        return tiles_under(self.tables[level], windows, reduce)
 
     def close(self) -> None:
         """Let go of what is kept, and of the threads."""
@@ -191,65 +178,28 @@ class TiledSlide:
     def _band_reader(self, level: int, reduce: int) -> BandReader:
         if self._reader is None or self._reader[0] != (level, reduce):
             reader = BandReader(
-                self._tables[level],
+                self.tables[level],
                 reduce,
                 read=self._fetch,
-                counts=self.counts,
+                needed=self._count_needed,
                 pool=self._pool,
+                threads=self._threads,
                 named=f"{self.slide_id}: {self.uri}, level {level}",
             )
             self._reader = (level, reduce), reader
         return self._reader[1]
 
-    async def _fetch(self, index: int, start: int, n_bytes: int) -> memoryview:
-        info = self._objects[index]
-        return await self._store.get_range_async(
-            info.key, start, n_bytes, etag=info.etag, counts=self.counts
-        )
+    def _count_needed(self, n_bytes: int) -> None:
+        with self._counting:
+            self.counts.bytes_needed += n_bytes
 
-    def _resample(
-        self, place: _Place, group: Group, seen: Pixels, side_px: float, tiles: Pixels
-    ) -> None:
-        windows = place.windows.part(group.tiles)
-        lefts, tops = place.left[group.tiles].tolist(), place.top[group.tiles].tolist()
-        into = tiles[group.tiles]
-        tile_px = into.shape[1]
-
-        def some(first: int, step: int) -> None:
-            for i in range(first, len(into), step):
-                window = seen[i, : windows.height[i], : windows.width[i]]
-                into[i] = resample(window, lefts[i], tops[i], side_px, tile_px)
-
-        if self._pool is None:
-            some(0, 1)
-            return
-        threads = self._pool._max_workers
-        running = [self._pool.submit(some, first, threads) for first in range(threads)]
-        wait(running)
-        for future in running:
-            future.result()
-
-
-class _Rooms:
-    """Memory of tiles that were handed out, used again once nobody refers to it any more.
-
-    The first touch of new memory costs as much as a fifth of decoding into it.
-    """
-
-    def __init__(self) -> None:
-        self._rooms: list[Pixels] = []
-
-    def take(self, shape: tuple[int, ...]) -> Pixels:
-        """Memory for uint8 of `shape`, with anything in it."""
-        size = math.prod(shape)
-        for index in range(len(self._rooms)):
-            # Arrays made of a room, and Arrow's buffers of these, refer to it: the list and
-            # getrefcount's own argument are the two references that are always there.
-            if sys.getrefcount(self._rooms[index]) == 2 and self._rooms[index].size >= size:
-                return self._rooms[index][:size].reshape(shape)
-        room = np.empty(size, np.uint8)
-        self._rooms = [*self._rooms[-(MOST_ROOMS - 1) :], room]
-        return room.reshape(shape)
+    def _fetch(self, index: int, start: int, n_bytes: int) -> memoryview:
+        info, cost = self._objects[index], ReadCounts()
+        try:
+            return self._store.get_range(info.key, start, n_bytes, etag=info.etag, counts=cost)
+        finally:
+            with self._counting:
+                self.counts.add(asdict(cost))
 
 
 @dataclass(frozen=True)

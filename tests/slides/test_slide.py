@@ -359,7 +359,7 @@ def test_a_slide_replaced_while_it_is_read_is_an_error(tmp_path: Path, pyramid: 
 def test_what_the_store_says_is_never_taken_for_damage(
     pyramid: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    read = Store.get_range_async
+    read = Store.get_range
     gets = 0
 
     def whole() -> int:
@@ -371,14 +371,14 @@ def test_what_the_store_says_is_never_taken_for_damage(
         slide.read_tiles(level=0, xy=xy, side_px=224, tile_px=224)
         return gets
 
-    async def failing(self: Store, *args: Any, **options: Any) -> memoryview:
+    def failing(self: Store, *args: Any, **options: Any) -> memoryview:
         nonlocal gets
         gets += 1
         if gets > fatal:
             raise UnreachableError("a: no answer.")
-        return await read(self, *args, **options)
+        return read(self, *args, **options)
 
-    monkeypatch.setattr(Store, "get_range_async", failing)
+    monkeypatch.setattr(Store, "get_range", failing)
     fatal = 1 << 30
     fatal = int(whole() * share)
     with pytest.raises(UnreachableError):

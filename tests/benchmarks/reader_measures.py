@@ -1,0 +1,283 @@
+"""The measures of the reader's benchmark; `tests.benchmarks.reader` runs each in a process."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import openslide
+import s3fs
+import simplejpeg
+import tifffile
+import zarr
+from PIL import Image
+from tiffslide import TiffSlide
+
+from ray_pipeline.plan import TilePlan, plan_slide
+from ray_pipeline.slides.grid import TilingRule
+from ray_pipeline.slides.jpeg import jpeg_prefix, without_app
+from ray_pipeline.slides.slide import open_slide
+from ray_pipeline.slides.tiled import TiledSlide
+from ray_pipeline.slides.tissue import TissueRule
+
+SHARDS_AT_ONCE = 8
+"""As many shards as the batch job hands to a reader at a time."""
+FSSPEC_SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "blockcache_4_mib": {"default_cache_type": "blockcache", "default_block_size": 4 << 20},
+    "blockcache_1_mib": {"default_cache_type": "blockcache", "default_block_size": 1 << 20},
+    "background_4_mib": {"default_cache_type": "background", "default_block_size": 4 << 20},
+}
+"""What fsspec offers tiffslide; the best of them is what ours is compared with."""
+
+
+class Measures:
+    """What all measures share: where the slides lie and how long to go on."""
+
+    def __init__(self, bucket: Path, endpoint: str, *, quick: bool) -> None:
+        self.bucket, self.endpoint = bucket, endpoint
+        self.turns = 3 if quick else 7
+        self.few = 24 if quick else 250
+
+    def jpeg(self) -> dict[str, Any]:
+        """0.5 mpp JPEG: ours local and remote, the bare decode, and the peers."""
+        local, remote = self._open("half.tif"), self._open("s3://slides/half.tif")
+        plan = planned(local)
+        coded = needed_tiles(local, plan)
+        kept, hot = BareDecode(coded, keep=True), BareDecode(coded, keep=False)
+        read(remote, plan)
+        self._counters(reset=True)
+        read(self._open("s3://slides/half.tif"), plan)
+        served = self._counters()
+        opening = self._opening("s3://slides/half.tif")
+        times = in_turns(
+            self.turns,
+            local=lambda: read(local, plan),
+            remote=lambda: read(remote, plan),
+            decode=kept,
+            decode_in_cache=hot,
+        )
+        tiffslide = self._tiffslide("half.tif", plan)
+        per_s = {name: plan.n_tiles / seconds for name, seconds in times.items()}
+        gets = served["gets"] - opening["gets"]
+        fetched = served["bytes"] - opening["bytes"]
+        return {
+            "ratios": {
+                "local_over_decode_limit": per_s["local"] / per_s["decode"],
+                "remote_over_tiffslide_best": per_s["remote"] / max(tiffslide.values()),
+                "remote_over_local": per_s["remote"] / per_s["local"],
+                "gets_per_tile": gets / plan.n_tiles,
+                "bytes_over_needed": fetched / sum(map(len, coded)),
+            },
+            "tiles": plan.n_tiles,
+            "compressed_tiles": len(coded),
+            "tiles_per_s": {
+                **per_s,
+                **{f"tiffslide_{name}_remote": value for name, value in tiffslide.items()},
+                "openslide_local": self._openslide("half.tif", plan),
+                "tifffile_zarr_local": self._zarr("half.tif", plan),
+            },
+            "local_over_decode_in_cache": per_s["local"] / per_s["decode_in_cache"],
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        }
+
+    def half(self) -> dict[str, Any]:
+        """0.25 mpp JPEG read at 0.5: ours with DCT 1/2, tiffslide with a resize."""
+        remote = self._open("s3://slides/quarter.tif")
+        plan = planned(remote)
+        assert plan.geometry.reduce == 2
+        times = in_turns(self.turns, remote=lambda: read(remote, plan))
+        ours = plan.n_tiles / times["remote"]
+        tiffslide = self._tiffslide("quarter.tif", plan)
+        return {
+            "ratios": {"half_mpp_over_tiffslide_best": ours / max(tiffslide.values())},
+            "tiles": plan.n_tiles,
+            "tiles_per_s": {
+                "remote": ours,
+                **{f"tiffslide_{name}_remote": value for name, value in tiffslide.items()},
+            },
+        }
+
+    def open(self) -> dict[str, Any]:
+        """Opening a large slide whose directories lie at its end."""
+        started = time.perf_counter()
+        cost = self._opening("s3://slides/large.tif")
+        seconds = time.perf_counter() - started
+        return {
+            "ratios": {"open_requests": cost["requests"], "open_mb": cost["bytes"] / 1e6},
+            "seconds": seconds,
+        }
+
+    def j2k(self) -> dict[str, Any]:
+        """JPEG 2000, local, against its bare decode."""
+        slide = self._open("j2k.tif")
+        plan = planned(slide)
+        coded = needed_tiles(slide, plan)
+
+        def decode() -> None:
+            for tile in coded:
+                imagecodecs.jpeg2k_decode(tile, numthreads=1)
+
+        times = in_turns(3, local=lambda: read(slide, plan), decode=decode)
+        return {
+            "ratios": {"j2k_over_decode_limit": times["decode"] / times["local"]},
+            "tiles": plan.n_tiles,
+            "tiles_per_s": plan.n_tiles / times["local"],
+        }
+
+    def threads(self) -> dict[str, Any]:
+        """Two decoding threads on two cores against one, beside the bare decode's own scaling."""
+        one, two = (self._open("half.tif", threads=threads) for threads in (1, 2))
+        plan = planned(one)
+        halves = needed_tiles(one, plan)
+        halves_of = [BareDecode(halves[start::2], keep=True) for start in (0, 1)]
+        whole = BareDecode(halves, keep=True)
+        pool = ThreadPoolExecutor(2)
+        times = in_turns(
+            self.turns,
+            one=lambda: read(one, plan),
+            two=lambda: read(two, plan),
+            decode_one=whole,
+            decode_two=lambda: list(pool.map(lambda decode: decode(), halves_of)),
+        )
+        ours, decode = times["one"] / times["two"], times["decode_one"] / times["decode_two"]
+        return {
+            "ratios": {"threads_scaling_over_decode_scaling": ours / decode},
+            "scaling": ours,
+            "decode_scaling": decode,
+            "tiles_per_s": {name: plan.n_tiles / seconds for name, seconds in times.items()},
+        }
+
+    def _open(self, name: str, *, threads: int = 1) -> TiledSlide:
+        slide = open_slide(name if "://" in name else str(self.bucket / name), threads=threads)
+        assert isinstance(slide, TiledSlide)
+        return slide
+
+    def _counters(self, *, reset: bool = False) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self.endpoint}/_counters", method="DELETE" if reset else "GET"
+        )
+        with urllib.request.urlopen(request) as reply:
+            found = json.loads(reply.read() or "{}")
+        assert isinstance(found, dict)
+        return found
+
+    def _opening(self, uri: str) -> dict[str, Any]:
+        self._counters(reset=True)
+        self._open(uri)
+        return self._counters()
+
+    def _tiffslide(self, name: str, plan: TilePlan) -> dict[str, float]:
+        """tiles/s of tiffslide over s3fs by setting, on the plan's first tiles, opening apart."""
+        side = round(plan.geometry.size_l0)
+        found = {}
+        for setting, options in FSSPEC_SETTINGS.items():
+            store = s3fs.S3FileSystem(
+                anon=True, endpoint_url=self.endpoint, skip_instance_cache=True, **options
+            )
+            with store.open(f"slides/{name}") as file, TiffSlide(file) as slide:
+                slide.read_region((0, 0), 0, (16, 16))
+                started = time.perf_counter()
+                for x, y in plan.xy[: self.few].tolist():
+                    tile = slide.read_region((x, y), 0, (side, side), as_array=True)
+                    if side != plan.tile_px:
+                        np.asarray(Image.fromarray(tile).resize((plan.tile_px, plan.tile_px)))
+                seconds = time.perf_counter() - started
+            found[setting] = len(plan.xy[: self.few]) / seconds
+        return found
+
+    def _openslide(self, name: str, plan: TilePlan) -> float:
+        with openslide.OpenSlide(self.bucket / name) as slide:
+            started = time.perf_counter()
+            for x, y in plan.xy[: 4 * self.few].tolist():
+                np.asarray(slide.read_region((x, y), 0, (224, 224)).convert("RGB"))
+            return len(plan.xy[: 4 * self.few]) / (time.perf_counter() - started)
+
+    def _zarr(self, name: str, plan: TilePlan) -> float:
+        with tifffile.TiffFile(self.bucket / name) as file:
+            level = zarr.open(file.series[0].aszarr(level=0), mode="r")
+            started = time.perf_counter()
+            for x, y in plan.xy[: 2 * self.few].tolist():
+                np.asarray(level[y : y + 224, x : x + 224])  # type: ignore[index]
+            return len(plan.xy[: 2 * self.few]) / (time.perf_counter() - started)
+
+
+class BareDecode:
+    """The JPEG decode of exactly these compressed tiles, headers ready and bytes in memory.
+
+    With `keep` into memory for a shard of tiles, as whoever hands out pixels must; without, each
+    over the last one, in the processor's cache.
+    """
+
+    def __init__(self, coded: Sequence[bytes], *, keep: bool) -> None:
+        rooms = 256 if keep else 1
+        self._rooms = np.zeros((rooms, 256 * 256 * 3), np.uint8)
+        prefix = jpeg_prefix(b"", ycbcr=True)
+        self._coded = [prefix + without_app(tile) for tile in coded]
+
+    def __call__(self) -> None:
+        rooms = len(self._rooms)
+        for index, tile in enumerate(self._coded):
+            simplejpeg.decode_jpeg(tile, buffer=self._rooms[index % rooms])
+
+
+def planned(slide: TiledSlide) -> TilePlan:
+    """The tiles that a job would read of the slide at 0.5 mpp."""
+    return plan_slide(slide, TilingRule(mpp=0.5), TissueRule())
+
+
+def read(slide: TiledSlide, plan: TilePlan) -> None:
+    """Read all tiles of a plan as the batch job does."""
+    geometry = plan.geometry
+    for first in range(0, plan.n_shards, SHARDS_AT_ONCE):
+        shards = range(first, min(first + SHARDS_AT_ONCE, plan.n_shards))
+        for tiles in slide.read_parts(
+            level=geometry.level,
+            reduce=geometry.reduce,
+            parts=[plan.xy[plan.shard(shard)] for shard in shards],
+            side_px=geometry.side_px,
+            tile_px=plan.tile_px,
+        ):
+            assert tiles.shape[1:] == (plan.tile_px, plan.tile_px, 3)
+
+
+def needed_tiles(slide: TiledSlide, plan: TilePlan) -> list[bytes]:
+    """The compressed tiles under the plan's tiles, each once, in the file's order."""
+    level = plan.geometry.level
+    table = slide.tables[level]
+    under = slide.compressed_tiles(level=level, xy=plan.xy, side_px=plan.tile_px)
+    with Path(slide.uri).open("rb") as file:
+        return [_piece(file, table.offsets[i], table.counts[i]) for i in under.tolist()]
+
+
+def _piece(file: Any, offset: np.int64, count: np.int64) -> bytes:
+    file.seek(int(offset))
+    return bytes(file.read(int(count)))
+
+
+def in_turns(turns: int, **works: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each, run in turns after one turn to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(turns + 1):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+if __name__ == "__main__":
+    _, chosen, folder, server, short = sys.argv
+    measures = Measures(Path(folder), server, quick=bool(int(short)))
+    print(json.dumps(getattr(measures, chosen)()))
