@@ -22,7 +22,8 @@
     │   ├── DamagedSlideError        damaged-slide         truncated or undecodable pixels
     │   ├── NoMppError               no-mpp                microns per pixel unknown or not credible
     │   ├── TooCoarseError           too-coarse            the finest level is coarser than asked
-    │   └── TooLargeError            too-large             dimensions past the limit: refused unread
+    │   ├── TooLargeError            too-large             dimensions past the limit: refused unread
+    │   └── NormaliseError           not-normalised        no usable colour profile or staining
     └── DatasetError             the output and what was to be written disagree
         ├── IncompleteError          incomplete            shards missing at the end of the stream
         ├── StagingLostError         staging-lost          a staged fragment vanished or is damaged
@@ -176,6 +177,12 @@ class TooLargeError(SlideError):
     """Dimensions past the limit; refused before anything is decoded."""
 
     kind = "too-large"
+
+
+class NormaliseError(SlideError):
+    """The colours asked for can't be made: an unusable ICC profile, or no staining to fit."""
+
+    kind = "not-normalised"
 
 
 class DatasetError(HistorayError):

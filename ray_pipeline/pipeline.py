@@ -228,7 +228,9 @@ class _Job:
         # Sizing blocks here, not by repartition(), whose tasks would hold a whole CPU each.
         context.target_max_block_size = PLAN_BLOCK_BYTES
         settings, recipe = self.settings, self.recipe
-        plan = PlanSlide(recipe.tiling, recipe.tissue, settings.max_tiles_per_slide)
+        plan = PlanSlide(
+            recipe.tiling, recipe.tissue, recipe.normalise, settings.max_tiles_per_slide
+        )
         encoder = {
             "identity": recipe.encoder,
             "weights": settings.weights,
@@ -244,7 +246,10 @@ class _Job:
             .map_batches(plan.__call__, batch_size=1, batch_format="pyarrow", num_cpus=PLAN_CPUS)
             .map_batches(
                 ReadTiles,
-                fn_constructor_kwargs={"threads": placement.reader_threads},
+                fn_constructor_kwargs={
+                    "normalise": recipe.normalise,
+                    "threads": placement.reader_threads,
+                },
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=_pool(placement.readers),

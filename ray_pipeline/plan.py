@@ -18,6 +18,7 @@ from ray_pipeline.slides.grid import (
     grid_origins,
     read_order,
 )
+from ray_pipeline.slides.normalise import Normaliser, NormaliseRule
 from ray_pipeline.slides.slide import Slide
 from ray_pipeline.slides.tissue import TissueRule, find_tissue, tissue_fractions
 
@@ -38,6 +39,8 @@ class TilePlan:
     """Share of each tile that is tissue, 0..1: float32 [n]."""
     plan_fp: str
     """Fingerprint of source version, geometry, coordinates, tissue and shard length."""
+    stain_fit: str | None
+    """The slide's staining as JSON, where tiles are brought to a common one."""
     facts: dict[str, Any]
     """What the slides table tells of the slide: sizes, mpp, level, mask numbers."""
 
@@ -62,12 +65,17 @@ def tiles_in_shards(n_tiles: int, shards: Collection[int]) -> int:
 
 
 def plan_slide(
-    slide: Slide, tiling: TilingRule, tissue_rule: TissueRule, *, max_tiles: int | None = None
+    slide: Slide,
+    tiling: TilingRule,
+    tissue_rule: TissueRule,
+    normalise: NormaliseRule | None = None,
+    *,
+    max_tiles: int | None = None,
 ) -> TilePlan:
-    """Find the slide's tissue on its overview and lay the tiles over it.
+    """Find the slide's tissue on its overview, lay the tiles over it, and fit its staining.
 
-    Raises TooCoarseError when even level 0 is coarser than `tiling.mpp`, and the reader's own
-    SlideError or StoreError while reading the overview.
+    Raises TooCoarseError when even level 0 is coarser than `tiling.mpp`, NormaliseError when the
+    staining can't be fitted, and the reader's own SlideError or StoreError.
     """
     geometry = choose_geometry(slide.levels, tiling, slide_id=slide.slide_id)
     mask = find_tissue(slide.overview(tissue_rule.overview_mpp), slide.mpp.value, tissue_rule)
@@ -78,13 +86,15 @@ def plan_slide(
     xy, tissue = xy[kept], tissue[kept]
     order = read_order(xy)[:max_tiles]
     xy, tissue = np.ascontiguousarray(xy[order]), np.ascontiguousarray(tissue[order])
+    stain_fit = None if normalise is None else _stain_fit(slide, geometry, tiling, normalise, xy)
     return TilePlan(
         slide_id=slide.slide_id,
         geometry=geometry,
         tile_px=tiling.tile_px,
         xy=xy,
         tissue=tissue,
-        plan_fp=_plan_fingerprint(slide, geometry, tiling, xy, tissue),
+        plan_fp=_plan_fingerprint(slide, geometry, tiling, xy, tissue, stain_fit=stain_fit),
+        stain_fit=stain_fit,
         facts={
             "vendor": slide.vendor,
             "width_px": slide.levels[0].width_px,
@@ -97,11 +107,34 @@ def plan_slide(
             "level": geometry.level,
             "reduce": geometry.reduce,
             "resampled": geometry.resampled,
+            "icc_profile": slide.icc_profile is not None,
             "tile_size_l0": geometry.size_l0,
             "tissue_mm2": mask.tissue_mm2,
             "mask": mask.numbers(),
         },
     )
+
+
+def _stain_fit(
+    slide: Slide,
+    geometry: ReadGeometry,
+    tiling: TilingRule,
+    rule: NormaliseRule,
+    xy: npt.NDArray[np.int32],
+) -> str | None:
+    """The slide's staining, from tiles evenly spaced in read order."""
+    normaliser = Normaliser(rule, slide_id=slide.slide_id, icc_profile=slide.icc_profile)
+    if rule.stain == "own" or not len(xy):
+        return None
+    chosen = np.unique(np.linspace(0, len(xy) - 1, rule.stain_sample_tiles).astype(int))
+    sample = slide.read_tiles(
+        level=geometry.level,
+        xy=xy[chosen],
+        side_px=geometry.side_px,
+        tile_px=tiling.tile_px,
+        reduce=geometry.reduce,
+    )
+    return normaliser.fit_stain(sample)
 
 
 def _plan_fingerprint(
@@ -110,9 +143,12 @@ def _plan_fingerprint(
     tiling: TilingRule,
     xy: npt.NDArray[np.int32],
     tissue: npt.NDArray[np.float32],
+    *,
+    stain_fit: str | None,
 ) -> str:
     return fingerprint_of(
         {
+            "stain_fit": stain_fit,
             "etag": slide.etag,
             "geometry": asdict(geometry),
             "tile_px": tiling.tile_px,

@@ -18,6 +18,7 @@ from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.errors import OffSpecError
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.slides.grid import MPP_TOLERANCE, TilingRule
+from ray_pipeline.slides.normalise import NormaliseRule
 from ray_pipeline.slides.resample import RESAMPLE_RULE
 from ray_pipeline.slides.tissue import TissueRule
 
@@ -47,6 +48,8 @@ class Recipe:
     """Tile side and stride (px at `mpp`) and the target microns per pixel."""
     tissue: TissueRule
     """How tissue is found and which tiles are kept."""
+    normalise: NormaliseRule
+    """What is done to the colours of tiles."""
     max_tiles_per_slide: int | None = None
     """Only the first tiles in read order, or None for all."""
     allow_off_spec: bool = False
@@ -63,7 +66,7 @@ class Recipe:
                 "level": "coarsest not coarser than mpp",
                 "mpp_tolerance": MPP_TOLERANCE,
                 "resample": RESAMPLE_RULE,
-                "normalise": "none",
+                "normalise": asdict(self.normalise),
             },
             "max_tiles_per_slide": self.max_tiles_per_slide,
             "allow_off_spec": self.allow_off_spec,
@@ -107,6 +110,7 @@ def recipe_of(settings: JobSettings, encoder: EncoderIdentity) -> Recipe:
         encoder=encoder,
         tiling=tiling_of(settings),
         tissue=tissue_rule_of(settings),
+        normalise=NormaliseRule(colour=settings.colour, stain=settings.stain),
         max_tiles_per_slide=settings.max_tiles_per_slide,
         allow_off_spec=settings.allow_off_spec,
     )

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ray_pipeline.encoders.spec import AskedPrecision
 from ray_pipeline.errors import SettingsError, error_kinds
+from ray_pipeline.slides.normalise import Colour, NormaliseRule, Stain
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.store import Store, split_uri
 
-_TISSUE = TissueRule()
+_TISSUE, _NORMALISE = TissueRule(), NormaliseRule()
 
 
 class JobSettings(BaseModel):
@@ -71,6 +72,14 @@ class JobSettings(BaseModel):
         ge=1,
         le=64,
         description="Microns per pixel of the overview on which tissue is found.",
+    )
+    colour: Colour = Field(
+        default=_NORMALISE.colour,
+        description="Colours: as the scanner stored them, or srgb by the slide's ICC profile.",
+    )
+    stain: Stain = Field(
+        default=_NORMALISE.stain,
+        description="Staining: the slide's own, or brought to a common one, fitted per slide.",
     )
     max_tiles_per_slide: int | None = Field(
         default=None, ge=1, description="Keep only the first tiles of each slide: for trials."

@@ -23,6 +23,7 @@ from ray_pipeline.errors import DatasetError, SlideError, StoreError, WeightsErr
 from ray_pipeline.plan import TilePlan, plan_slide
 from ray_pipeline.rows import HEADER, Failure, ShardRow, from_table, to_table
 from ray_pipeline.slides.grid import TilingRule
+from ray_pipeline.slides.normalise import Normaliser, NormaliseRule
 from ray_pipeline.slides.slide import Slide, open_slide
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.sources import SlideSource
@@ -49,9 +50,14 @@ class PlanSlide:
     """
 
     def __init__(
-        self, tiling: TilingRule, tissue_rule: TissueRule, max_tiles: int | None = None
+        self,
+        tiling: TilingRule,
+        tissue_rule: TissueRule,
+        normalise: NormaliseRule,
+        max_tiles: int | None = None,
     ) -> None:
-        self.tiling, self.tissue_rule, self.max_tiles = tiling, tissue_rule, max_tiles
+        self.tiling, self.tissue_rule, self.normalise = tiling, tissue_rule, normalise
+        self.max_tiles = max_tiles
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for text in table.column("slide").to_pylist():
@@ -68,7 +74,13 @@ class PlanSlide:
         try:
             slide = open_slide(uri, slide_id=slide_id, etag=etag, mpp_override=mpp_override)
             try:
-                plan = plan_slide(slide, self.tiling, self.tissue_rule, max_tiles=self.max_tiles)
+                plan = plan_slide(
+                    slide,
+                    self.tiling,
+                    self.tissue_rule,
+                    self.normalise,
+                    max_tiles=self.max_tiles,
+                )
                 costs = asdict(slide.counts)
             finally:
                 slide.close()
@@ -114,6 +126,7 @@ class PlanSlide:
                 "side_px": plan.geometry.side_px,
                 "tile_px": plan.tile_px,
                 "mpp_override": mpp_override,
+                "stain_fit": plan.stain_fit,
                 "plan_fp": plan.plan_fp,
             },
         )
@@ -126,8 +139,8 @@ class ReadTiles:
     across them; the last slide stays open.
     """
 
-    def __init__(self, threads: int = 1) -> None:
-        self._threads = threads
+    def __init__(self, normalise: NormaliseRule, threads: int = 1) -> None:
+        self._rule, self._threads = normalise, threads
         self._slide: Slide | None = None
         self._opened: tuple[str, str, object] | None = None
 
@@ -146,13 +159,20 @@ class ReadTiles:
                 slide = self._open(rows[done])
                 before = copy(slide.counts)
                 info = rows[done].info
-                for pixels in slide.read_parts(
+                normalise = Normaliser(
+                    self._rule,
+                    slide_id=slide.slide_id,
+                    icc_profile=slide.icc_profile,
+                    stain_fit=info["stain_fit"],
+                )
+                for tiles in slide.read_parts(
                     level=info["level"],
                     reduce=info["reduce"],
                     parts=[row.xy for row in rows[done:] if row.xy is not None],
                     side_px=info["side_px"],
                     tile_px=info["tile_px"],
                 ):
+                    pixels = normalise(tiles)
                     costs = asdict(slide.counts.since(before))
                     costs["seconds"] = time.monotonic() - started
                     yield replace(rows[done], pixels=pixels, info={**rows[done].info, **costs})

@@ -15,6 +15,7 @@ from ray_pipeline.encoders.encoder import probe_identity
 from ray_pipeline.errors import WeightsError
 from ray_pipeline.rows import Failure, ShardRow, from_table, to_table
 from ray_pipeline.slides.grid import TilingRule
+from ray_pipeline.slides.normalise import NormaliseRule
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.sources import find_slides
 from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard, slide_task
@@ -32,7 +33,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> str:
 def planned(slide: str, staged: dict[str, list[int]] | None = None) -> list[ShardRow]:
     (source,) = find_slides([slide])
     task = pa.Table.from_pylist([slide_task(replace(source, slide_id="a"), staged or {})])
-    tables = PlanSlide(TilingRule(), TissueRule())(task)
+    tables = PlanSlide(TilingRule(), TissueRule(), NormaliseRule())(task)
     return [row for table in tables for row in from_table(table)]
 
 
@@ -63,7 +64,7 @@ def test_a_shard_goes_all_the_way(slide: str, tmp_path: Path) -> None:
     table = to_table([header, shard, failed])
     encode = EncodeTiles(identity, None, device="cpu", batch_size=8)
     stage = StageShard(output, "f00df00df00d")
-    tables = [stage(encode(table)) for table in ReadTiles()(table)]
+    tables = [stage(encode(table)) for table in ReadTiles(NormaliseRule())(table)]
     ends = [row for table in tables for row in from_table(table)]
     assert [row.is_header for row in ends] == [True, False, False]
     assert ends[1].info["n"] == 256
@@ -81,7 +82,7 @@ def test_a_slide_that_is_gone_when_it_is_read_is_a_failure(slide: str, tmp_path:
     copy.write_bytes(Path(slide).read_bytes())
     _, shard, *_ = planned(str(copy))
     copy.unlink()
-    (row,) = ReadTiles().read([shard])
+    (row,) = ReadTiles(NormaliseRule()).read([shard])
     assert row.failure is not None
     assert (row.failure.stage, row.failure.kind) == ("read", "not-found")
 
@@ -93,7 +94,7 @@ def test_a_slide_replaced_between_planning_and_reading_is_a_failure(
     copy.write_bytes(Path(slide).read_bytes())
     _, shard, *_ = planned(str(copy))
     write_slide(copy, width_px=6144, height_px=6144, seed=2)
-    (row,) = ReadTiles().read([shard])
+    (row,) = ReadTiles(NormaliseRule()).read([shard])
     assert row.failure is not None
     assert row.failure.kind == "source-replaced"
 

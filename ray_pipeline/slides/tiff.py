@@ -49,6 +49,7 @@ PARSER_ERRORS = (
     OSError,
     RecursionError,
     RuntimeError,
+    StopIteration,
     TypeError,
     ValueError,
 )
@@ -56,7 +57,8 @@ SUPPORTED = (
     "SVS, NDPI, Philips TIFF, OME-TIFF, pyramidal TIFF, SCN, BIF and DICOM of 8-bit RGB can be read"
 )
 _COLOURS = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BIG_MAGIC = (b"II+\0", b"MM\0+")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", *_BIG_MAGIC)
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([^|\s]*)")
 _PHILIPS_SPACING = re.compile(
     r'Name="DICOM_PIXEL_SPACING"[^>]*>\s*(?:"|&quot;)([0-9.eE+-]+)(?:"|&quot;)\s*'
@@ -64,6 +66,8 @@ _PHILIPS_SPACING = re.compile(
 )
 _ICC_PROFILE = 34675
 _MOST_ICC_BYTES = 4 << 20
+MOST_DIRECTORIES = 1024
+"""Directories in a file's chain: a slide has a dozen, and each costs its parsing."""
 
 
 def open_tiff(file: RangedFile, named: str) -> tifffile.TiffFile:
@@ -79,9 +83,10 @@ def open_tiff(file: RangedFile, named: str) -> tifffile.TiffFile:
             f"({SUPPORTED}); check the file."
         )
     try:
+        _check_chain(file, start)
+        file.seek(0)
         # A TIFF of several files would have tifffile open the others by their names.
         parsed = tifffile.TiffFile(cast(IO[bytes], file), _multifile=False)
-        _check_chain(file, parsed)
     except PARSER_ERRORS as error:
         raise unreadable(named, error) from error
     return parsed
@@ -176,19 +181,32 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
 
 
-def _check_chain(file: RangedFile, parsed: tifffile.TiffFile) -> None:
-    """Raise ValueError unless the chain of directories ends as it should.
+def _check_chain(file: RangedFile, start: bytes) -> None:
+    """Raise ValueError, or struct.error, unless the chain of directories ends as it should.
 
-    tifffile follows the chain as far as it leads and only logs where it breaks off, so a file that
-    lost its end would pass for one with fewer levels.
+    tifffile only logs where it breaks off, so a file that lost its end would pass for one with
+    fewer levels; and it follows a ring of more than a hundred for ever.
     """
-    position = parsed.pages.next_page_offset
-    if position is None:
+    big = start in _BIG_MAGIC
+    # tifffile goes by the name: Hamamatsu's offsets have 64 bits in an otherwise classic TIFF.
+    hamamatsu = start == b"II*\0" and file.name.lower().endswith(".ndpi")
+    order = "<" if start[:2] == b"II" else ">"
+    number = struct.Struct(order + ("Q" if big else "H"))
+    offset = struct.Struct(order + ("Q" if big or hamamatsu else "I"))
+    position, seen = 8 if big else 4, set[int]()
+    while True:
+        file.seek(position)
+        (directory,) = offset.unpack(file.read(offset.size))
+        if directory == 0:
+            break
+        if directory in seen or len(seen) == MOST_DIRECTORIES:
+            raise ValueError(f"no end to its directories after {len(seen)}")
+        seen.add(directory)
+        file.seek(directory)
+        (entries,) = number.unpack(file.read(number.size))
+        position = directory + number.size + entries * (20 if big else 12)
+    if not seen:
         raise ValueError("no directory")
-    file.seek(position)
-    (following,) = struct.unpack(parsed.tiff.offsetformat, file.read(parsed.tiff.offsetsize))
-    if following != 0:
-        raise ValueError(f"the directory after byte {position} is missing")
 
 
 def _baseline(parsed: tifffile.TiffFile, named: str) -> tuple[str, list[Any]]:
