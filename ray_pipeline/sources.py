@@ -16,10 +16,15 @@ import pyarrow.parquet as pq
 
 from ray_pipeline.errors import DuplicateSlideError, NotFoundError, SettingsError, StoreError
 from ray_pipeline.recipe import input_fingerprint
+from ray_pipeline.slides.dicom import dicom_etag
+from ray_pipeline.slides.slide import (
+    SLIDE_SUFFIXES,
+    is_instance,
+    slide_id_of,
+    slide_objects,
+)
 from ray_pipeline.store import ObjectInfo, Store, shown_uri, split_uri
 
-SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".dcm")
-"""Objects with these endings (any case) are slides when a prefix is listed."""
 HEADS_AT_ONCE = 64
 """Concurrent HEAD requests for slides that no LIST told about."""
 
@@ -89,7 +94,7 @@ def _expand(entry: str) -> Iterator[SlideSource]:
     elif lowered.endswith(SLIDE_SUFFIXES) and not _is_local_folder(entry):
         root, key = split_uri(entry)
         uri = Store.open(root).uri_of(key)
-        yield SlideSource(slide_id=_stem(uri), uri=uri)
+        yield SlideSource(slide_id=slide_id_of(uri), uri=uri)
     else:
         store = Store.open(entry)
         yield from _listed(store, store.list(), f"{shown_uri(entry)} holds no slides")
@@ -106,17 +111,36 @@ def _from_glob(entry: str) -> Iterator[SlideSource]:
 
 
 def _listed(store: Store, infos: Iterable[ObjectInfo], nothing: str) -> Iterator[SlideSource]:
-    empty = True
+    empty, folders = True, dict[str, list[ObjectInfo]]()
     for info in infos:
-        if info.key.lower().endswith(SLIDE_SUFFIXES):
+        if is_instance(info.key):
+            folders.setdefault(info.key.rpartition("/")[0], []).append(info)
+        elif info.key.lower().endswith(SLIDE_SUFFIXES):
             empty = False
-            uri = store.uri_of(info.key)
-            yield SlideSource(
-                slide_id=_stem(uri), uri=uri, etag=info.etag, size_bytes=info.size_bytes
-            )
-    if empty:
+            yield _source_of(store, info)
+    for folder, instances in folders.items():
+        if len(instances) == 1:
+            yield _source_of(store, instances[0])
+            continue
+        # A series of DICOM instances is one slide, and its folder is the slide's name.
+        uri, inside = store.uri_of(folder), len(folder) + 1 if folder else 0
+        named = [replace(info, key=info.key[inside:]) for info in instances]
+        yield SlideSource(
+            slide_id=slide_id_of(uri),
+            uri=uri,
+            etag=dicom_etag(named),
+            size_bytes=sum(info.size_bytes for info in instances),
+        )
+    if empty and not folders:
         endings = " ".join(SLIDE_SUFFIXES)
         raise SettingsError(f"{nothing}: check slides (looked for names ending in {endings}).")
+
+
+def _source_of(store: Store, info: ObjectInfo) -> SlideSource:
+    uri = store.uri_of(info.key)
+    return SlideSource(
+        slide_id=slide_id_of(uri), uri=uri, etag=info.etag, size_bytes=info.size_bytes
+    )
 
 
 def _from_manifest(entry: str) -> Iterator[SlideSource]:
@@ -137,7 +161,7 @@ def _from_manifest(entry: str) -> Iterator[SlideSource]:
         if mpp is not None and not (isinstance(mpp, float | int) and 0.05 <= mpp <= 20):
             raise SettingsError(f"{entry}: row {line}: mpp {mpp!r} is not within 0.05..20.")
         yield SlideSource(
-            slide_id=str(slide_id) if slide_id not in (None, "") else _stem(uri),
+            slide_id=str(slide_id) if slide_id not in (None, "") else slide_id_of(uri),
             uri=uri,
             mpp_override=float(mpp) if mpp is not None else None,
             attributes=row,
@@ -169,7 +193,7 @@ def _headed(source: SlideSource) -> SlideSource:
     store = Store.open(root)
     try:
         try:
-            info = store.head(key)
+            _, infos, etag = slide_objects(source.uri)
         except NotFoundError:
             # A HEAD has no body to tell a missing bucket from a missing object; a LIST has.
             if store.scheme in ("s3", "gs", "az"):
@@ -177,7 +201,7 @@ def _headed(source: SlideSource) -> SlideSource:
             raise
     except StoreError as error:
         return replace(source, error=error)
-    return replace(source, etag=info.etag, size_bytes=info.size_bytes)
+    return replace(source, etag=etag, size_bytes=sum(info.size_bytes for info in infos))
 
 
 def _is_manifest(entry: str) -> bool:
@@ -186,10 +210,6 @@ def _is_manifest(entry: str) -> bool:
 
 def _is_local_folder(entry: str) -> bool:
     return "://" not in entry and Path(entry).is_dir()
-
-
-def _stem(uri: str) -> str:
-    return uri.rpartition("/")[2].rpartition(".")[0] or uri.rpartition("/")[2]
 
 
 def _glob_regex(pattern: str) -> str:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.errors import EmptySlideError, ObjectReplacedError
+from ray_pipeline.errors import EmptySlideError, NotFoundError, ObjectReplacedError
 from ray_pipeline.ranged_file import ReadCounts
+from ray_pipeline.slides.dicom import dicom_etag, index_dicom
 from ray_pipeline.slides.fallback import TiffSlideReader
 from ray_pipeline.slides.levels import Level, Mpp, Overview
 from ray_pipeline.slides.tiff import index_tiff, open_tiff
 from ray_pipeline.slides.tiled import TiledSlide
-from ray_pipeline.store import Store, split_uri
+from ray_pipeline.store import ObjectInfo, Store, split_uri
 
+SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".dcm")
+"""Objects with these endings (any case) are slides when a prefix is listed."""
+DICOM_MAGIC = b"DICM"
+"""Bytes 128 to 131 of a DICOM file (PS3.10, 7.1)."""
 INDEX_GET_BYTES = 64 << 10
 """First request of a file's directory; reading on doubles it."""
 
@@ -101,39 +107,75 @@ def open_slide(
     mpp_override: float | None = None,
     threads: int = 1,
 ) -> Slide:
-    """Open the slide at `uri`, in the version `etag` where one is given.
+    """Open the slide at `uri`, a file or a folder of DICOM, in the version `etag` if one is given.
 
     `threads` decode its tiles. Raises SlideError subclasses for what is wrong with the file,
     StoreError subclasses for what is wrong with getting at it; either is one sentence naming the
     slide and the mend.
     """
-    root, key = split_uri(uri)
-    store = Store.open(root)
-    info = store.head(key)
-    name = slide_id if slide_id is not None else key.rpartition("/")[2].rpartition(".")[0]
-    if etag is not None and info.etag != etag:
+    store, infos, found = slide_objects(uri)
+    name = slide_id if slide_id is not None else slide_id_of(uri)
+    if etag is not None and found != etag:
         raise ObjectReplacedError(
-            f"{name}: {uri} was replaced after it was listed (was {etag}, is {info.etag}): "
+            f"{name}: {uri} was replaced after it was listed (was {etag}, is {found}): "
             "run again to take the new version."
         )
-    if info.size_bytes == 0:
+    if infos[0].size_bytes == 0:
         raise EmptySlideError(f"{name}: {uri} is empty (0 bytes): upload the slide again.")
-    named = f"{name}: {uri}"
+    named, first = f"{name}: {uri}", infos[0]
     file = store.open_file(
-        key, etag=info.etag, size_bytes=info.size_bytes, first_get_bytes=INDEX_GET_BYTES
+        first.key, etag=first.etag, size_bytes=first.size_bytes, first_get_bytes=INDEX_GET_BYTES
     )
-    with open_tiff(file, named) as parsed:
-        index = index_tiff(file, parsed, named)
-    if index is None:
-        whole = store.open_file(key, etag=info.etag, size_bytes=info.size_bytes)
-        return TiffSlideReader(whole, uri=uri, slide_id=name, mpp_override=mpp_override)
+    counts = file.counts
+    if len(infos) > 1 or file.read(132)[128:] == DICOM_MAGIC:
+        index, cost = index_dicom(store, infos, slide_id=name)
+        counts.add(asdict(cost))
+    else:
+        file.seek(0)
+        with open_tiff(file, named) as parsed:
+            tiff = index_tiff(file, parsed, named)
+        if tiff is None:
+            whole = store.open_file(first.key, etag=first.etag, size_bytes=first.size_bytes)
+            return TiffSlideReader(whole, uri=uri, slide_id=name, mpp_override=mpp_override)
+        index = tiff
     return TiledSlide(
         store,
         index,
         uri=uri,
         slide_id=name,
-        etag=info.etag,
-        counts=file.counts,
+        etag=found,
+        counts=counts,
         mpp_override=mpp_override,
         threads=threads,
     )
+
+
+def slide_objects(uri: str) -> tuple[Store, list[ObjectInfo], str]:
+    """Where a slide's objects lie, which they are, and the version of them all.
+
+    One file, or a folder of DICOM instances. Raises StoreErrors.
+    """
+    root, key = split_uri(uri)
+    store = Store.open(root)
+    try:
+        info = store.head(key)
+    except NotFoundError:
+        if store.scheme in ("http", "https") or key.lower().endswith(SLIDE_SUFFIXES):
+            raise
+        folder = Store.open(uri)
+        infos = [info for info in folder.list() if is_instance(info.key) and "/" not in info.key]
+        if not infos:
+            raise
+        return folder, infos, dicom_etag(infos)
+    return store, [info], info.etag
+
+
+def slide_id_of(uri: str) -> str:
+    """The id of a slide that nobody gave one: a file's stem, a folder's name."""
+    name = uri.rstrip("/").rpartition("/")[2]
+    return name.rpartition(".")[0] or name if name.lower().endswith(SLIDE_SUFFIXES) else name
+
+
+def is_instance(key: str) -> bool:
+    """Whether an object's name is that of a DICOM file."""
+    return key.lower().endswith(".dcm")
