@@ -55,7 +55,7 @@ class BandPlan:
     last_step: Ints
     """int64 [n]: the step after which each window is whole."""
     lingering: frozenset[int]
-    """Compressed tiles under the windows of the last row: the next run may begin with them."""
+    """Compressed tiles that reach down to the last row: the next run may begin with them."""
 
 
 def tiles_under(table: TileTable, windows: Windows, reduce: int) -> Ints:
@@ -95,8 +95,9 @@ def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     ]
     last_step = np.zeros(len(windows.left), np.int64)
     np.maximum.at(last_step, window, step_of)
-    in_last_row = windows.top[window] == windows.top[-1] if len(window) else np.empty(0, bool)
-    return BandPlan(steps, last_step, frozenset(tile[in_last_row].tolist()))
+    last_top = windows.top[-1] if len(windows.top) else 0
+    reaching = (rows + 1) * height > last_top
+    return BandPlan(steps, last_step, frozenset(tile[reaching].tolist()))
 
 
 def reduced_tile(table: TileTable, reduce: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 MOST_GAP_BYTES = 64 << 10
 """Bytes between two wanted tiles that are fetched rather than asked around."""
-GAP_SHARE = 0.02
+GAP_SHARE = 0.015
 """Of the bytes of wanted tiles, how many more may be fetched in gaps; the smallest gaps first."""
 MOST_RANGE_BYTES = 4 << 20
 """Longest request: at 30 ms a request and 80 MB/s a connection, latency is then a third of it."""

@@ -78,7 +78,7 @@ class BandReader:
         plan = plan_bands(self._table, windows, self._reduce)
         here, self._kept = self._kept, {}
         most = KEPT_BYTES // self._tile_bytes
-        keep = plan.lingering if len(plan.lingering) <= most else frozenset()
+        keep = frozenset(sorted(plan.lingering)[-most:]) if most else frozenset[int]()
         wanted = [step.tile for step in plan.steps if step.tile not in here]
         loads = _Loads(self._table, wanted, self._read, most_range_bytes)
         by_last = np.argsort(plan.last_step, kind="stable")
