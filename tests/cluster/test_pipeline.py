@@ -9,6 +9,7 @@ from typing import Any
 
 import duckdb
 import pytest
+import tifffile
 
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.report import RunReport
@@ -19,6 +20,7 @@ from ray_pipeline.settings import JobSettings
 from ray_pipeline.status import recipe_status
 from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
+from tests.slides.dicom_files import write_instance
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
 
@@ -113,3 +115,27 @@ def test_a_plan_that_can_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(DoesNotFitError, match="no node has room"):
         job(manifest, tmp_path / "out", readers=8, reader_cpus=1.0)
     assert not list((tmp_path / "out").glob("embeddings/**/*.parquet"))
+
+
+def test_formats_colours_and_counts_go_through_the_graph(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    (slides / "series").mkdir(parents=True)
+    write_slide(slides / "fine.svs", width_px=2048, height_px=2048, mpp=0.2528, seed=3)
+    with tifffile.TiffFile(slides / "fine.svs") as file:
+        pixels = file.pages[0].asarray()
+    half = pixels[:1500, :1300].copy()
+    write_instance(slides / "series" / "a.dcm", half, tile=256, mpp=0.5)
+    write_instance(slides / "series" / "b.dcm", half[::4, ::4].copy(), tile=256, mpp=2.0)
+    report, _ = job(slides, tmp_path / "out", stain="macenko", colour="srgb")
+    assert (report.slides_done, report.failures) == (2, [])
+    rows = duckdb.execute(
+        "select slide_id, vendor, level, reduce, resampled, mpp_achieved, n_tiles > 0, bytes_needed"
+        f" from '{tmp_path}/out/slides/*/slides.parquet' order by slide_id"
+    ).fetchall()
+    assert [row[:-1] for row in rows] == [
+        ("fine", "aperio", 0, 2, True, pytest.approx(0.5056), True),
+        ("series", "dicom", 0, 1, False, 0.5, True),
+    ]
+    needed = sum(row[-1] for row in rows)
+    assert report.bytes_fetched >= report.bytes_needed == needed > 0
+    assert (report.gets > 0, report.retries) == (True, 0)
