@@ -54,8 +54,19 @@ class BandPlan:
     """In the order in which the windows first need them."""
     last_step: Ints
     """int64 [n]: the step after which each window is whole."""
-    lingering: frozenset[int]
-    """Compressed tiles that reach down to the last row: the next run may begin with them."""
+    first_row: int
+    """The first row of compressed tiles under the last row of windows."""
+    columns: int
+    """Compressed tiles across."""
+
+    def reaches_last_row(self, tile: int) -> bool:
+        """Whether a compressed tile may be needed again by windows that follow."""
+        return tile // self.columns >= self.first_row
+
+    @property
+    def lingering(self) -> list[int]:
+        """Compressed tiles of the plan that may be needed again."""
+        return [step.tile for step in self.steps if self.reaches_last_row(step.tile)]
 
 
 def tiles_under(table: TileTable, windows: Windows, reduce: int) -> Ints:
@@ -95,9 +106,8 @@ def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     ]
     last_step = np.zeros(len(windows.left), np.int64)
     np.maximum.at(last_step, window, step_of)
-    last_top = windows.top[-1] if len(windows.top) else 0
-    reaching = (rows + 1) * height > last_top
-    return BandPlan(steps, last_step, frozenset(tile[reaching].tolist()))
+    first_row = int(windows.top[-1]) // height if len(windows.top) else 0
+    return BandPlan(steps, last_step, first_row, table.columns)
 
 
 def reduced_tile(table: TileTable, reduce: int) -> tuple[int, int]:

@@ -76,9 +76,11 @@ class BandReader:
         Each target is filled from its left top corner on. Raises DamagedSlideError or a StoreError.
         """
         plan = plan_bands(self._table, windows, self._reduce)
-        here, self._kept = self._kept, {}
-        most = KEPT_BYTES // self._tile_bytes
-        keep = frozenset(sorted(plan.lingering)[-most:]) if most else frozenset[int]()
+        here = self._kept
+        # Those of earlier runs that reach down to the last row may be needed further along it.
+        self._kept = {tile: here[tile] for tile in here if plan.reaches_last_row(tile)}
+        room = max(0, KEPT_BYTES // self._tile_bytes - len(self._kept))
+        keep = frozenset(sorted(plan.lingering)[:room])
         wanted = [step.tile for step in plan.steps if step.tile not in here]
         loads = _Loads(self._table, wanted, self._read, most_range_bytes)
         by_last = np.argsort(plan.last_step, kind="stable")
@@ -139,8 +141,8 @@ class BandReader:
                 pixels = self._decoded(tile, data, room)
             for window, top, bottom, left, right, t, b, lf, r in step.pastes:
                 targets[window][top:bottom, left:right] = pixels[t:b, lf:r]
-            if tile in keep:
-                self._kept[tile] = pixels if tile in here else pixels.copy()
+            if tile in keep and tile not in here:
+                self._kept[tile] = pixels.copy()
             loads.release(tile)
         with self._lock:
             self._rooms.append(room)

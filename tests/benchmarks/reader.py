@@ -81,7 +81,7 @@ def _make_slides(bucket: Path, *, quick: bool) -> dict[str, float]:
     fields = {mpp: bucket / f"field_{mpp}.svs" for mpp in (0.5, 0.25)}
     for mpp, field in fields.items():
         write_field(field, mpp=mpp, side_px=side)
-    times = 1 if quick else 2
+    times = 1 if quick else 3
     write_mosaic(fields[0.5], bucket / "half.tif", across=times, down=times, mpp=0.5)
     write_mosaic(fields[0.25], bucket / "quarter.tif", across=times, down=times, mpp=0.25)
     size = fields[0.5].stat().st_size
