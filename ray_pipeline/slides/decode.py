@@ -7,6 +7,8 @@ allocated for the size the directory states.
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
@@ -15,6 +17,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from PIL import Image
 
 from ray_pipeline.slides.jpeg import (
     END_OF_IMAGE,
@@ -26,6 +29,8 @@ from ray_pipeline.slides.jpeg import (
 
 Pixels = npt.NDArray[np.uint8]
 
+# SOC and SIZ, how every JPEG 2000 codestream starts (ITU-T T.800, A.3).
+_CODESTREAM = b"\xff\x4f\xff\x51"
 # libjpeg's harmless warning: bytes between the last pixel and the next marker.
 _HARMLESS = "extraneous bytes before marker"
 
@@ -74,20 +79,24 @@ class JpegCodec:
     """The directory's JPEGTables, an abbreviated stream; empty without."""
     name = "jpeg"
     reduces = (1, 2, 4, 8)
-    _sound: dict[TileSize, bytes] = field(default_factory=dict, compare=False, repr=False)
-    """The last head (SOI to SOS) without a fault, by tile size: a level's tiles mostly share it."""
+    _sound: dict[TileSize, tuple[bytes, bytes]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """The last head (SOI to SOS) without a fault, and what decoders are given of it, by tile size:
+    a level's tiles mostly share it."""
 
     def decode(self, data: memoryview, size: TileSize, reduce: int, room: Pixels) -> Pixels:
         """See `Codec.decode`; smaller ones by scaling in the DCT, which for 8 is the exact mean."""
         tile = bytes(data)
-        head = self._sound.get(size)
-        if head is None or not tile.startswith(head) or not tile.endswith(END_OF_IMAGE):
+        head, told = self._sound.get(size, (b"", b""))
+        if not head or not tile.startswith(head) or not tile.endswith(END_OF_IMAGE):
             if fault := frame_fault(tile, size.width, size.height, size.inside_x, size.inside_y):
                 raise ValueError(fault)
-            self._sound[size] = tile[: scan_start(tile)]
-        prefix = jpeg_prefix(self.tables, self.ycbcr)
-        body = tile[2:] if self.ycbcr is None else without_app(tile)
-        return _decode_jpeg(prefix + body, size, reduce, room)
+            head = tile[: scan_start(tile)]
+            told = jpeg_prefix(self.tables, self.ycbcr)
+            told += head[2:] if self.ycbcr is None else without_app(head)
+            self._sound[size] = head, told
+        return _decode_jpeg(told + tile[len(head) :], size, reduce, room)
 
 
 @dataclass(frozen=True)
@@ -114,19 +123,22 @@ class JpegStripeCodec:
 class Jpeg2000Codec:
     """JPEG 2000 codestreams, bare or in a JP2 box; Aperio's compressions 33003 and 33005."""
 
-    ycbcr: bool = False
-    """The components are YCbCr that the codestream does not declare (33003)."""
+    ycbcr: bool | None = None
+    """Whether the components are YCbCr (33003), else RGB (33005), whatever the codestream says;
+    None where that tells."""
     name = "jpeg2000"
     reduces = (1,)
 
     def decode(self, data: memoryview, size: TileSize, reduce: int, room: Pixels) -> Pixels:
         """See `Codec.decode`."""
         subsampled = _check_codestream(data, size)
-        pixels = _checked(
-            np.asarray(imagecodecs.jpeg2k_decode(cast(bytes, data), numthreads=1)), size
-        )
-        # The decoder takes subsampled components for YCbCr by itself, and only those.
-        return _rgb_of_ycbcr(pixels) if self.ycbcr and not subsampled else pixels
+        if subsampled and self.ycbcr is not None:
+            whole = bytes(data)
+            pixels = _components(whole[whole.find(_CODESTREAM) :])
+        else:
+            pixels = np.asarray(imagecodecs.jpeg2k_decode(cast(bytes, data), numthreads=1))
+        pixels = _checked(pixels, size)
+        return _rgb_of_ycbcr(pixels) if self.ycbcr else pixels
 
 
 @dataclass(frozen=True)
@@ -138,11 +150,19 @@ class WebpCodec:
 
     def decode(self, data: memoryview, size: TileSize, reduce: int, room: Pixels) -> Pixels:
         """See `Codec.decode`."""
-        out = room[: size.width * size.height * 3].reshape(size.height, size.width, 3)
+        try:
+            return self._decoded(data, size.width, size.height, room)
+        except ValueError:
+            if size.inside_y == size.height:
+                raise
+            # The last strip may hold fewer rows.
+            return self._decoded(data, size.width, size.inside_y, room)
+
+    def _decoded(self, data: memoryview, width: int, height: int, room: Pixels) -> Pixels:
+        out = room[: width * height * 3].reshape(height, width, 3)
         # The decoder refuses a picture of another size than the room it is given.
-        return _checked(
-            np.asarray(imagecodecs.webp_decode(cast(bytes, data), hasalpha=False, out=out)), size
-        )
+        imagecodecs.webp_decode(cast(bytes, data), hasalpha=False, out=out)
+        return out
 
 
 @dataclass(frozen=True)
@@ -186,12 +206,12 @@ def _decode_jpeg(whole: bytes, size: TileSize, reduce: int, room: Pixels) -> Pix
     width, height = -(-size.width // reduce), -(-size.height // reduce)
     least = {}
     if reduce > 1:
-        # The frame may be shorter than the tile at the level's edge.
-        frame_height, frame_width, _, _ = simplejpeg.decode_jpeg_header(whole)
-        least = {
-            "min_height": -(-frame_height // reduce),
-            "min_width": -(-frame_width // reduce),
-        }
+        least = {"min_height": height, "min_width": width}
+        if size.inside_x < size.width or size.inside_y < size.height:
+            # The frame may be smaller than the tile at the level's edge.
+            frame_height, frame_width, _, _ = simplejpeg.decode_jpeg_header(whole)
+            least["min_height"] = -(-frame_height // reduce)
+            least["min_width"] = -(-frame_width // reduce)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(whole, buffer=room, **least)
     except ValueError as error:
@@ -203,13 +223,44 @@ def _decode_jpeg(whole: bytes, size: TileSize, reduce: int, room: Pixels) -> Pix
     return pixels
 
 
+def _components(codestream: bytes) -> Pixels:
+    """The components of a bare JPEG 2000 codestream as they are, chroma repeated to full size.
+
+    imagecodecs converts subsampled ones to RGB by itself, and rounds otherwise than OpenSlide.
+    Pillow leaves them alone where a JP2 around the codestream declares them to be sRGB.
+    """
+    right, bottom, left, top = struct.unpack_from(">4I", codestream, 8)
+    size = struct.pack(">IIHBBBB", bottom - top, right - left, 3, 7, 7, 0, 0)
+    jp2 = (
+        _box(b"jP  ", b"\r\n\x87\n"),
+        _box(b"ftyp", b"jp2 \0\0\0\0jp2 "),
+        _box(b"jp2h", _box(b"ihdr", size) + _box(b"colr", struct.pack(">BBBI", 1, 0, 0, 16))),
+        _box(b"jp2c", codestream),
+    )
+    with Image.open(io.BytesIO(b"".join(jp2)), formats=("JPEG2000",)) as picture:
+        return np.asarray(picture)
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+_CHROMA = np.arange(256) - 128
+_R_OF_CR = np.rint(1.402 * _CHROMA).astype(np.int16)
+_B_OF_CB = np.rint(1.772 * _CHROMA).astype(np.int16)
+# 16 bits of fraction, rounded once for both.
+_G_OF_CB = np.rint((0.5 - 0.34414 * _CHROMA) * (1 << 16)).astype(np.int32)
+_G_OF_CR = np.rint(-0.71414 * _CHROMA * (1 << 16)).astype(np.int32)
+
+
 def _rgb_of_ycbcr(pixels: Pixels) -> Pixels:
-    """Full-range YCbCr to RGB (ITU-T T.871, section 7)."""
-    y, cb, cr = (pixels[..., i].astype(np.float32) for i in range(3))
-    cb, cr = cb - np.float32(128), cr - np.float32(128)
-    rgb = np.stack((y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb), axis=-1)
-    pixels_rgb: Pixels = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
-    return pixels_rgb
+    """Full-range YCbCr to RGB (ITU-T T.871, section 7), rounded as OpenSlide does."""
+    y, cb, cr = pixels[..., 0].astype(np.int16), pixels[..., 1], pixels[..., 2]
+    rgb = np.empty(pixels.shape, np.int16)
+    rgb[..., 0] = y + _R_OF_CR[cr]
+    rgb[..., 1] = y + ((_G_OF_CB[cb] + _G_OF_CR[cr]) >> 16)
+    rgb[..., 2] = y + _B_OF_CB[cb]
+    return np.clip(rgb, 0, 255).astype(np.uint8)
 
 
 def _checked(pixels: npt.NDArray[Any], size: TileSize) -> Pixels:
@@ -228,7 +279,7 @@ def _check_codestream(data: memoryview, size: TileSize) -> bool:
 
     ITU-T T.800, A.4.1 and A.5.1: SOC, then SIZ with the reference grid and the components.
     """
-    start = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
+    start = bytes(data[:4096]).find(_CODESTREAM)
     if start < 0 or len(data) < start + 50:
         raise ValueError("no JPEG 2000 codestream starts here")
     if bytes(data[-64:]).rfind(b"\xff\xd9") < 0:

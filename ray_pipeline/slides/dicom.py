@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     JPEG2000,
     UID,
@@ -38,6 +38,8 @@ from ray_pipeline.store import ObjectInfo, Store
 
 MOST_HEADER_BYTES = 64 << 20
 """Longest header that is read: positions of a million frames take less."""
+MOST_FRAMES = 1 << 24
+"""Largest grid of frames: its table takes 300 MB however few of them there are."""
 HEADER_GET_BYTES, WALK_GET_BYTES = 64 << 10, 4 << 20
 """First request of a header, and those of a walk along frames that no table tells of."""
 
@@ -152,7 +154,7 @@ def _instance(
                 return None
             _check_pixels(header, named)
             return _read_instance(store, number, info, header=header, file=file, named=named)
-    except (InvalidDicomError, *PARSER_ERRORS) as error:
+    except (BytesLengthException, InvalidDicomError, *PARSER_ERRORS) as error:
         raise DamagedSlideError(
             f"{named} has a DICOM header that can't be read ({short(error)}): it is cut short or "
             "damaged; upload it again."
@@ -204,7 +206,7 @@ def _read_instance(
     offsets, lengths = _frames(
         store, info, header=header, file=file, frames=len(places), named=named
     )
-    if len(offsets) and int((offsets + lengths).max()) > info.size_bytes:
+    if (np.minimum(offsets, lengths) < 0).any() or (offsets > info.size_bytes - lengths).any():
         raise ValueError(f"frames past its end ({info.size_bytes} bytes)")
     optics = (header.get("OpticalPathSequence") or [None])[0]
     profile = None if optics is None else optics.get("ICCProfile")
@@ -229,7 +231,7 @@ def _places(header: Any, size: tuple[int, int], tile: tuple[int, int], named: st
     """Which tile of the grid each frame is (PS3.3, C.7.6.17.3): by position, or row by row."""
     columns, rows = (-(-side // step) for side, step in zip(size, tile, strict=True))
     frames = int(header.get("NumberOfFrames", 1) or 1)
-    if not 1 <= frames <= columns * rows:
+    if not 1 <= frames <= columns * rows <= MOST_FRAMES:
         raise ValueError(f"{frames} frames for a grid of {columns} x {rows}")
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     sparse = str(header.get("DimensionOrganizationType", "")) == "TILED_SPARSE"
@@ -303,7 +305,7 @@ def _walked(
     file = store.open_file(
         info.key, etag=info.etag, size_bytes=info.size_bytes, first_get_bytes=WALK_GET_BYTES
     )
-    offsets, lengths = [], []
+    offsets, lengths = list[int](), list[int]()
     while True:
         file.seek(position)
         tag, length = struct.unpack("<4sI", file.read(8))
@@ -311,6 +313,8 @@ def _walked(
             break
         if tag != _ITEM:
             raise ValueError(f"no frame at byte {position}")
+        if len(offsets) == frames:
+            raise _fragmented(named)
         offsets.append(position + 8)
         lengths.append(length)
         position += 8 + length

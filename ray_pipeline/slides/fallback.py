@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ MISSING = 255
 """Every channel of tiles the file leaves out, as scanners do where they saw no tissue: glass."""
 MOST_RUN_TILES = 16
 """Neighbouring tiles decoded together: bounds a region to some 4,000 px across."""
+# All that tifffile decodes as JPEG: 7, and 6 and the others that files may claim instead.
+_JPEGS = (7, 6, 33007, 34892)
 STRIP_PX = 1 << 24
 """Pixels of one strip while the overview is averaged: bounds it to 48 MB."""
 
@@ -45,10 +48,12 @@ class TiffSlideReader:
                 # "metadata parsing only partially implemented": what we need is checked below.
                 warnings.simplefilter("ignore", UserWarning)
                 properties: dict[str, Any] = dict(self._slide.properties)
-            self._series = _baseline_series(self._slide.ts_tifffile, properties)
+            self._series = _placed_series(self._slide.ts_tifffile, properties)
             dimensions = list(self._slide.level_dimensions)
             downsamples = [float(value) for value in self._slide.level_downsamples]
-            pages = [self._page(index) for index in range(len(dimensions))]
+            pages = [
+                placed.page for level in range(len(dimensions)) for placed in self._pages(level)
+            ]
             check_pages(pages, self._named(), size_bytes=file.size_bytes)
             profile = pages[0].tags.valueof(34675)
         except NotImplementedError as error:
@@ -61,7 +66,8 @@ class TiffSlideReader:
         self.icc_profile = bytes(profile) if isinstance(profile, bytes) else None
         for page in pages:
             page.keyframe.nodata = MISSING
-        self.vendor = str(properties.get("tiffslide.vendor") or "generic-tiff")
+        unnamed = "ventana" if self._slide.ts_tifffile.is_bif else "generic-tiff"
+        self.vendor = str(properties.get("tiffslide.vendor") or unnamed)
         self.mpp = settle_mpp(
             slide_id,
             _number(properties.get("tiffslide.mpp-x")),
@@ -122,18 +128,19 @@ class TiffSlideReader:
         """See `Slide.read_tiles`. Neighbouring tiles of a row are decoded together."""
         assert reduce == 1
         chosen = self.levels[level]
-        tiles = np.empty((len(xy), tile_px, tile_px, 3), np.uint8)
+        tiles = np.full((len(xy), tile_px, tile_px, 3), MISSING, np.uint8)
         resampled = side_px != tile_px
-        origins = xy / chosen.downsample
+        # A damaged file may have levels of different shapes.
+        size = np.array([chosen.width_px, chosen.height_px])
+        origins = np.minimum(xy / chosen.downsample, size - 1)
         if not resampled:
-            most = (chosen.width_px - tile_px, chosen.height_px - tile_px)
-            origins = np.minimum(np.rint(origins), most)
+            origins = np.minimum(np.rint(origins), np.maximum(size - tile_px, 0))
         # The rim is always read, and each tile is resampled from its own window: so its pixels
         # never depend on its company.
         rim = rim_px(side_px, tile_px) if resampled else 0
         starts = np.maximum(np.floor(origins).astype(int) - rim, 0)
         stops = np.ceil(origins + side_px).astype(int) + rim
-        stops = np.minimum(stops, (chosen.width_px, chosen.height_px))
+        stops = np.minimum(stops, size)
         for run in _runs(origins, side_px):
             (left, top), (right, bottom) = starts[run].min(axis=0), stops[run].max(axis=0)
             region = self._region(chosen, left, top, right - left, bottom - top)
@@ -143,7 +150,7 @@ class TiffSlideReader:
                 if resampled:
                     x, y = (origins[index] - starts[index]).tolist()
                     window = resample(window, x, y, side_px, tile_px)
-                tiles[index] = window
+                tiles[index, : len(window), : window.shape[1]] = window
         return tiles
 
     def compressed_bytes(
@@ -151,11 +158,13 @@ class TiffSlideReader:
     ) -> int:
         """See `Slide.compressed_bytes`."""
         assert reduce == 1
-        page = self._page(level)
-        under: set[int] = set()
-        for x, y in xy / self.levels[level].downsample:
-            under.update(_tiles_under(page, x, y, x + side_px, y + side_px))
-        return sum(page.databytecounts[index] for index in under)
+        total = 0
+        for placed in self._pages(level):
+            under: set[int] = set()
+            for x, y in xy / self.levels[level].downsample:
+                under.update(placed.tiles_under(x, y, x + side_px, y + side_px))
+            total += sum(placed.page.databytecounts[index] for index in under)
+        return total
 
     def close(self) -> None:
         """Let go of the file."""
@@ -183,31 +192,62 @@ class TiffSlideReader:
 
     def _check_tiles(self, level: Level, left: int, top: int, right: int, bottom: int) -> None:
         """Raise ValueError where a JPEG tile under the region, px of the level, is not whole."""
-        page = self._page(level.index)
-        # Hamamatsu's tiles are pieces of one JPEG; theirs only tifffile can put together.
-        if page.compression != tifffile.COMPRESSION.JPEG or page.jpegheader is not None:
-            return
-        for index in _tiles_under(page, left, top, right, bottom):
-            if page.databytecounts[index] == 0:
+        for placed in self._pages(level.index):
+            page = placed.page
+            # Hamamatsu's tiles are pieces of one JPEG; theirs only tifffile can put together.
+            if page.compression not in _JPEGS or page.jpegheader is not None:
                 continue
-            handle = page.parent.filehandle
-            # zarr's thread may still be reading for a region that failed.
-            with handle.lock:
-                handle.seek(page.dataoffsets[index])
-                data = handle.read(page.databytecounts[index])
-            if fault := frame_fault(data, *tile_size(page)):
-                raise ValueError(f"compressed tile {index} holds {fault}")
+            for index in placed.tiles_under(left, top, right, bottom):
+                if page.databytecounts[index] == 0:
+                    continue
+                handle = page.parent.filehandle
+                # zarr's thread may still be reading for a region that failed.
+                with handle.lock:
+                    handle.seek(page.dataoffsets[index])
+                    data = handle.read(page.databytecounts[index])
+                if fault := frame_fault(data, *tile_size(page)):
+                    raise ValueError(f"compressed tile {index} holds {fault}")
 
-    def _page(self, level: int) -> Any:
-        return self._series.levels[level][0]
+    def _pages(self, level: int) -> list[_PlacedPage]:
+        """The pages a level is put together of, and where each lies."""
+        return [
+            _PlacedPage(series.levels[level][0], *(offsets[level] if offsets else (0, 0)))
+            for series, offsets in self._series
+        ]
 
     def _named(self) -> str:
         return f"{self.slide_id}: {self.uri}"
 
 
-def _baseline_series(file: tifffile.TiffFile, properties: dict[str, Any]) -> Any:
-    index = properties.get("tiffslide.series-index")
-    return file.series[int(index) if index is not None else 0]
+@dataclass(frozen=True)
+class _PlacedPage:
+    """A page and its left top corner in its level, px."""
+
+    page: Any
+    top: int
+    left: int
+
+    def tiles_under(self, left: float, top: float, right: float, bottom: float) -> Iterator[int]:
+        """Indexes of its compressed tiles under a rectangle in px of the level."""
+        rectangle = (left - self.left, top - self.top, right - self.left, bottom - self.top)
+        return _tiles_under(self.page, *rectangle)
+
+
+def _placed_series(
+    file: tifffile.TiffFile, properties: dict[str, Any]
+) -> list[tuple[Any, list[tuple[int, int]]]]:
+    """The series the slide is put together of, and (top, left) of each at every level, px.
+
+    Leica scans the regions of a slide one by one; elsewhere there is one, at the corner.
+    """
+    composition = properties.get("tiffslide.series-composition")
+    if not composition:
+        index = properties.get("tiffslide.series-index")
+        return [(file.series[int(index) if index is not None else 0], [])]
+    return [
+        (file.series[int(index)], [(int(place[0]), int(place[1])) for place in places])
+        for index, places in composition["located_series"].items()
+    ]
 
 
 def _number(value: object) -> float | None:
@@ -228,8 +268,8 @@ def _tiles_under(page: Any, left: float, top: float, right: float, bottom: float
     """Indexes of the compressed tiles under a rectangle in px of the page, of those it has."""
     width, height = tile_size(page)
     across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
-    for row in range(int(top // height), min(math.ceil(bottom / height), down)):
-        for column in range(int(left // width), min(math.ceil(right / width), across)):
+    for row in range(max(0, int(top // height)), min(math.ceil(bottom / height), down)):
+        for column in range(max(0, int(left // width)), min(math.ceil(right / width), across)):
             if row * across + column < len(page.databytecounts):
                 yield row * across + column
 

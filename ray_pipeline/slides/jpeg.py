@@ -90,13 +90,18 @@ def jpeg_prefix(tables: bytes, ycbcr: bool | None) -> bytes:
     return b"".join(kept)
 
 
-def without_app(data: bytes) -> bytes:
-    """What follows SOI and the JFIF and Adobe markers right after it.
+def without_app(head: bytes) -> bytes:
+    """What follows SOI in a JPEG's head, without its JFIF and Adobe markers.
 
     Decoders believe the first over all else that the channels are YCbCr, and the last Adobe marker
     over the first.
     """
-    position = 2
-    while len(data) > position + 4 and data[position] == 0xFF and data[position + 1] in _COLOURS:
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return data[position:]
+    kept, position = [], 2
+    while position + 4 <= len(head) and head[position] == 0xFF:
+        start, marker = position, head[position + 1]
+        # 0xFF may be repeated before a marker.
+        length = int.from_bytes(head[position + 2 : position + 4], "big")
+        position += 1 if marker == 0xFF else 2 + length
+        if marker not in _COLOURS:
+            kept.append(head[start:position])
+    return b"".join(kept) + head[position:]

@@ -17,8 +17,12 @@ MPP_SQUARE = 1.05
 """Pixels longer than wide (or the reverse) by more than this are refused."""
 MOST_SIDE_PX = 1 << 20
 """Longest side that is opened: four times the longest any scanner makes, at its finest."""
-MOST_TILE_PX = 1 << 27
-"""Largest compressed tile or strip that is decoded: 400 MB once it is."""
+MOST_TILE_PX = 1 << 26
+"""Largest compressed tile or strip that is decoded: 200 MB once it is."""
+
+
+BOX_PX = 1 << 22
+"""Pixels averaged at a time: bounds what numpy widens to 50 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,11 @@ def box_mean(pixels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8
         return pixels
     if not len(pixels):
         return pixels[:, ::factor]
+    # numpy widens all that it is to add up before it begins.
+    rows_at_once = max(1, BOX_PX // (pixels.shape[1] * factor)) * factor
+    if len(pixels) > rows_at_once:
+        parts = range(0, len(pixels), rows_at_once)
+        return np.concatenate([box_mean(pixels[top : top + rows_at_once], factor) for top in parts])
     rows, columns = (np.arange(0, side, factor) for side in pixels.shape[:2])
     sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=0, dtype=np.uint32), columns, axis=1)
     height, width = (

@@ -29,6 +29,7 @@ from ray_pipeline.slides.decode import (
 )
 from ray_pipeline.slides.levels import MOST_SIDE_PX, MOST_TILE_PX
 from ray_pipeline.slides.ome import ome_mpp
+from ray_pipeline.slides.philips import drop_padding, philips_mpp
 from ray_pipeline.slides.tables import SlideIndex, TileTable
 from ray_pipeline.store import ObjectInfo
 
@@ -60,14 +61,37 @@ _COLOURS = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
 _BIG_MAGIC = (b"II+\0", b"MM\0+")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", *_BIG_MAGIC)
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([^|\s]*)")
-_PHILIPS_SPACING = re.compile(
-    r'Name="DICOM_PIXEL_SPACING"[^>]*>\s*(?:"|&quot;)([0-9.eE+-]+)(?:"|&quot;)\s*'
-    r'(?:"|&quot;)([0-9.eE+-]+)(?:"|&quot;)'
-)
+# By the first bytes, of text in small letters.
+_OTHER_FORMATS = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture, as the .mrxs file of a MIRAX slide is",
+    b"[general]": "the Slidedat.ini of a MIRAX slide",
+    b"[virtual microscope specimen]": "a Hamamatsu VMS slide",
+    b"GIF8": "a GIF picture",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 picture",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF document",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"ZISRAWFILE": "a Zeiss CZI slide",
+    b"SIS\0": "the ETS part of an Olympus VSI slide",
+    b"<dataobject objecttype": "a Philips iSyntax slide",
+    b"SQLite format 3": "a SQLite database, as Sakura's slides are",
+    b"\xd0\xcf\x11\xe0": "an OLE file, as Zeiss ZVI slides are",
+    b"\x89HDF": "an HDF5 file",
+}
+_CODECS = "JPEG, JPEG 2000, LZW, deflate, zstd, WebP and none can be"
 _ICC_PROFILE = 34675
 _MOST_ICC_BYTES = 4 << 20
 MOST_DIRECTORIES = 1024
 """Directories in a file's chain: a slide has a dozen, and each costs its parsing."""
+MOST_ENTRIES = 4096
+"""Entries of one directory, as in tifffile."""
+MOST_VALUES_BYTES = 64 << 20
+"""Bytes of all values of all directories: the tables of a million compressed tiles, three times."""
+# Of the types of values, by their numbers; the last stands for those that do not exist.
+_TYPE_BYTES = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8, 0], np.float64)
 
 
 def open_tiff(file: RangedFile, named: str) -> tifffile.TiffFile:
@@ -75,21 +99,32 @@ def open_tiff(file: RangedFile, named: str) -> tifffile.TiffFile:
 
     Raises NotASlideError for what is no TIFF, DamagedSlideError for one that breaks off.
     """
-    start = file.read(4)
+    start = file.read(64)
     file.seek(0)
-    if start not in _TIFF_MAGIC:
+    if start[:4] not in _TIFF_MAGIC:
+        text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        known = [what for magic, what in _OTHER_FORMATS.items() if _starts(start, text, magic)]
+        what = f"it is {known[0]}, not" if known else "its first bytes are not those of"
         raise NotASlideError(
-            f"{named} is no slide: its first bytes are not those of a TIFF or a DICOM file "
-            f"({SUPPORTED}); check the file."
+            f"{named} is no slide: {what} a TIFF or a DICOM file ({SUPPORTED}); check the file."
+        )
+    if file.name.lower().endswith(".vsi"):
+        raise NotASlideError(
+            f"{named} is no slide: of an Olympus VSI slide it holds only the label and a "
+            f"thumbnail ({SUPPORTED}); convert the slide to a TIFF."
         )
     try:
-        _check_chain(file, start)
+        _check_chain(file, start[:4])
         file.seek(0)
         # A TIFF of several files would have tifffile open the others by their names.
         parsed = tifffile.TiffFile(cast(IO[bytes], file), _multifile=False)
     except PARSER_ERRORS as error:
         raise unreadable(named, error) from error
     return parsed
+
+
+def _starts(start: bytes, text: bytes, magic: bytes) -> bool:
+    return start.startswith(magic) or text.startswith(magic)
 
 
 def unreadable(named: str, error: BaseException) -> DamagedSlideError:
@@ -103,7 +138,8 @@ def unreadable(named: str, error: BaseException) -> DamagedSlideError:
 def index_tiff(file: RangedFile, parsed: tifffile.TiffFile, named: str) -> SlideIndex | None:
     """The tables of a slide whose layout is read directly; None for one that tiffslide must read.
 
-    Raises NotASlideError for pixels that are not 8-bit RGB, TooLargeError, DamagedSlideError.
+    Raises NotASlideError for pixels that are not 8-bit RGB or for a codec that none reads,
+    TooLargeError, DamagedSlideError.
     """
     if parsed.is_scn or parsed.is_bif:
         return None
@@ -115,7 +151,10 @@ def index_tiff(file: RangedFile, parsed: tifffile.TiffFile, named: str) -> Slide
         tables = []
         for page, codec in zip(pages, codecs, strict=True):
             if codec is None:
-                return None
+                raise NotASlideError(
+                    f"{named} has a layout that can't be read ({_layout(page)}): convert it to a "
+                    "pyramidal TIFF of one RGB picture."
+                )
             tables.append(_table(page, codec))
         profile = pages[0].tags.valueof(_ICC_PROFILE)
     except PARSER_ERRORS as error:
@@ -138,6 +177,10 @@ def check_pages(pages: list[Any], named: str, *, size_bytes: int) -> None:
     """
     for index, page in enumerate(pages):
         width, height = page.imagewidth, page.imagelength
+        tile = tile_size(page)
+        # A size of several numbers is a tuple, and a tuple times a number is as many tuples.
+        if not all(isinstance(side, int) for side in (width, height, *tile)):
+            raise ValueError(f"level {index} has sizes that are no numbers")
         if max(width, height) > MOST_SIDE_PX or min(width, height) < 1:
             raise TooLargeError(
                 f"{named} claims {width} x {height} px at level {index}, past the "
@@ -149,7 +192,6 @@ def check_pages(pages: list[Any], named: str, *, size_bytes: int) -> None:
                 f"{named} has {page.samplesperpixel} channels of {page.dtype} ({kind});"
                 " only 8-bit RGB slides can be read: convert it to RGB first."
             )
-        tile = tile_size(page)
         if math.prod(tile) > MOST_TILE_PX:
             raise TooLargeError(
                 f"{named} is compressed in pieces of {tile[0]} x {tile[1]} px at level "
@@ -161,6 +203,9 @@ def check_pages(pages: list[Any], named: str, *, size_bytes: int) -> None:
         beyond = int(
             (offsets + counts > size_bytes).sum() + (np.minimum(offsets, counts) < 0).sum()
         )
+        columns, rows = (-(-side // step) for side, step in zip((width, height), tile, strict=True))
+        if min(len(offsets), len(counts)) < columns * rows:
+            raise ValueError(f"{len(counts)} compressed tiles for a grid of {columns} x {rows}")
         if beyond or not len(counts):
             raise DamagedSlideError(
                 f"{named} is cut short: {beyond} of {len(counts)} compressed tiles of "
@@ -185,7 +230,8 @@ def _check_chain(file: RangedFile, start: bytes) -> None:
     """Raise ValueError, or struct.error, unless the chain of directories ends as it should.
 
     tifffile only logs where it breaks off, so a file that lost its end would pass for one with
-    fewer levels; and it follows a ring of more than a hundred for ever.
+    fewer levels; it follows a ring of more than a hundred for ever; and it reads every value that
+    a directory points to, which may be the whole file a thousand times.
     """
     big = start in _BIG_MAGIC
     # tifffile goes by the name: Hamamatsu's offsets have 64 bits in an otherwise classic TIFF.
@@ -193,7 +239,11 @@ def _check_chain(file: RangedFile, start: bytes) -> None:
     order = "<" if start[:2] == b"II" else ">"
     number = struct.Struct(order + ("Q" if big else "H"))
     offset = struct.Struct(order + ("Q" if big or hamamatsu else "I"))
-    position, seen = 8 if big else 4, set[int]()
+    count = order + ("u8" if big else "u4")
+    entry = np.dtype(
+        [("tag", order + "u2"), ("type", order + "u2"), ("count", count), ("at", count)]
+    )
+    position, seen, values_bytes = 8 if big else 4, set[int](), 0.0
     while True:
         file.seek(position)
         (directory,) = offset.unpack(file.read(offset.size))
@@ -204,7 +254,15 @@ def _check_chain(file: RangedFile, start: bytes) -> None:
         seen.add(directory)
         file.seek(directory)
         (entries,) = number.unpack(file.read(number.size))
-        position = directory + number.size + entries * (20 if big else 12)
+        position = directory + number.size + entries * entry.itemsize
+        if entries > MOST_ENTRIES:
+            raise ValueError(f"{entries} entries in one directory")
+        held = np.frombuffer(file.read(entries * entry.itemsize), entry)
+        sizes = held["count"] * _TYPE_BYTES[np.minimum(held["type"], len(_TYPE_BYTES) - 1)]
+        # What lies past the end is not read.
+        values_bytes += float(sizes[sizes <= file.size_bytes].sum())
+        if values_bytes > MOST_VALUES_BYTES:
+            raise ValueError(f"more than {MOST_VALUES_BYTES} bytes in its directories")
     if not seen:
         raise ValueError("no directory")
 
@@ -231,7 +289,34 @@ def _baseline(parsed: tifffile.TiffFile, named: str) -> tuple[str, list[Any]]:
                 "plane can be read: convert it to RGB first."
             )
     pages: list[Any] = [level.pages[0] for level in series.levels]
-    return vendor, [getattr(page, "keyframe", page) if page.is_frame else page for page in pages]
+    pages = [getattr(page, "keyframe", page) if page.is_frame else page for page in pages]
+    if vendor == "philips":
+        drop_padding(pages, parsed.philips_metadata or "")
+    elif vendor != "hamamatsu":
+        # tifffile finds only levels that OME-XML tells of, or of one and the same factor, and takes
+        # Aperio's second page for a thumbnail.
+        pages = max(pages, _reduced(parsed, pages[0]), key=len)
+    return vendor, pages
+
+
+def _reduced(parsed: tifffile.TiffFile, finest: Any) -> list[Any]:
+    """`finest` and the pages below or after it that say they are the same picture, smaller."""
+    pages = [finest]
+    if finest.is_subifd:
+        return pages
+    chain = range(finest.index + 1, len(parsed.pages))
+    candidates: list[Any] = list(finest.pages or ())
+    candidates += [parsed.pages.get(index, validate=False, aspage=True) for index in chain]
+    for page in candidates:
+        width, height = page.imagewidth, page.imagelength
+        # Sides are rounded to whole px.
+        skew = abs(width * finest.imagelength - height * finest.imagewidth)
+        alike = skew <= max(finest.imagewidth, finest.imagelength)
+        smaller = width < pages[-1].imagewidth and height < pages[-1].imagelength
+        told = page.is_reduced or page.is_subifd or (parsed.is_svs and page.is_tiled)
+        if told and alike and smaller and page.samplesperpixel == 3:
+            pages.append(page)
+    return pages
 
 
 def _area(series: Any) -> int:
@@ -257,8 +342,22 @@ def _table(page: Any, codec: Codec) -> TileTable:
     return table
 
 
+def _layout(page: Any) -> str:
+    """What is in the way of decoding the page's tiles."""
+    if page.planarconfig != PLANARCONFIG.CONTIG:
+        return "each colour in a plane of its own"
+    if page.fillorder != 1:
+        return "bits in reverse order"
+    names = [codec.name for codec in COMPRESSION if codec == page.compression]
+    compression = f"{names[0] if names else page.compression} compression"
+    if page.compression in (*_RAW, COMPRESSION.JPEG2000, COMPRESSION.JPEG_2000_LOSSY):
+        ycbcr = page.photometric == PHOTOMETRIC.YCBCR
+        return f"{'YCbCr' if ycbcr else f'predictor {page.predictor}'} in {compression}"
+    return f"{compression}; {_CODECS}"
+
+
 def _codec(page: Any) -> Codec | None:
-    """How the page's tiles are decoded; None when that is left to tiffslide."""
+    """How the page's tiles are decoded; None when there is no way."""
     if page.planarconfig != PLANARCONFIG.CONTIG or page.fillorder != 1:
         return None
     compression, ycbcr = page.compression, page.photometric == PHOTOMETRIC.YCBCR
@@ -269,7 +368,8 @@ def _codec(page: Any) -> Codec | None:
     if compression in (COMPRESSION.APERIO_JP2000_YCBC, COMPRESSION.APERIO_JP2000_RGB):
         return Jpeg2000Codec(ycbcr=compression == COMPRESSION.APERIO_JP2000_YCBC)
     if compression in (COMPRESSION.JPEG2000, COMPRESSION.JPEG_2000_LOSSY):
-        return Jpeg2000Codec()
+        # Whether the decoder has made RGB of it already, a codestream does not always tell.
+        return None if ycbcr else Jpeg2000Codec()
     if compression == COMPRESSION.WEBP:
         return WebpCodec()
     raw = _RAW.get(compression)
@@ -293,10 +393,10 @@ def _mpp(parsed: tifffile.TiffFile, vendor: str, page: Any) -> tuple[float | Non
     if vendor == "aperio" and (found := _APERIO_MPP.search(page.description)):
         value = _number(found[1])
         return value, value
-    if vendor == "philips" and (found := _PHILIPS_SPACING.search(parsed.philips_metadata or "")):
-        # Millimetres, rows first, as in DICOM.
-        down, across = _number(found[1]), _number(found[2])
-        return (across and 1000 * across, down and 1000 * down)
+    if vendor == "philips":
+        stated = philips_mpp(parsed.philips_metadata or "")
+        if stated != (None, None):
+            return stated
     if vendor == "ome-tiff":
         stated = ome_mpp(parsed.ome_metadata or "", page.imagewidth, page.imagelength)
         if stated != (None, None):

@@ -10,9 +10,17 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.errors import TooLargeError
 from ray_pipeline.ranged_file import ReadCounts
 from ray_pipeline.slides.bands import Windows, tiles_under
-from ray_pipeline.slides.levels import Level, Overview, box_mean, overview_reading, settle_mpp
+from ray_pipeline.slides.levels import (
+    MOST_TILE_PX,
+    Level,
+    Overview,
+    box_mean,
+    overview_reading,
+    settle_mpp,
+)
 from ray_pipeline.slides.reading import BandReader
 from ray_pipeline.slides.resample import rim_px
 from ray_pipeline.slides.tables import SlideIndex
@@ -82,6 +90,11 @@ class TiledSlide:
         level, reduce, factor = overview_reading(self.levels, mpp, named=named)
         width, height = -(-level.width_px // reduce), -(-level.height_px // reduce)
         rows = -(-self.tables[level.index].tile_height_px // reduce)
+        if rows * width > MOST_TILE_PX:
+            raise TooLargeError(
+                f"{named}: a row of compressed tiles of level {level.index} has {width} x {rows} "
+                f"px, past the limit of {MOST_TILE_PX} px: convert it to a TIFF in smaller tiles."
+            )
         tops = np.arange(0, height, rows)
         strips = Windows(
             left=np.zeros_like(tops),
@@ -215,7 +228,8 @@ def _placed(
     xy: npt.NDArray[np.int32], level: Level, reduce: int, side_px: float, tile_px: float
 ) -> _Place:
     size = np.array([-(-level.width_px // reduce), -(-level.height_px // reduce)])
-    origins = xy / (level.downsample * reduce)
+    # A damaged file may have levels of different shapes.
+    origins = np.minimum(xy / (level.downsample * reduce), size - 1)
     if side_px == tile_px:
         starts = np.clip(np.rint(origins), 0, np.maximum(size - np.ceil(side_px), 0)).astype(int)
         stops = np.minimum(starts + int(np.ceil(side_px)), size)
