@@ -8,48 +8,39 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import numpy.typing as npt
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import (
     JPEG2000,
     UID,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     VLWholeSlideMicroscopyImageStorage,
 )
 
-from ray_pipeline.errors import DamagedSlideError, NotASlideError, SlideError, TooLargeError
+from ray_pipeline.errors import DamagedSlideError, NotASlideError, TooLargeError
 from ray_pipeline.ranged_file import RangedFile, ReadCounts
 from ray_pipeline.slides.decode import Codec, Jpeg2000Codec, JpegCodec, RawCodec
+from ray_pipeline.slides.dicom_frames import MOST_HEADER_BYTES, NATIVE, Ints, frames_of
 from ray_pipeline.slides.levels import MOST_SIDE_PX, MOST_TILE_PX
 from ray_pipeline.slides.tables import SlideIndex, TileTable
-from ray_pipeline.slides.tiff import PARSER_ERRORS, short
+from ray_pipeline.slides.tiff_header import PARSER_ERRORS, short
 from ray_pipeline.store import ObjectInfo, Store
 
-MOST_HEADER_BYTES = 64 << 20
-"""Longest header that is read: positions of a million frames take less."""
 MOST_FRAMES = 1 << 24
 """Largest grid of frames: its table takes 300 MB however few of them there are."""
-HEADER_GET_BYTES, WALK_GET_BYTES = 64 << 10, 4 << 20
-"""First request of a header, and those of a walk along frames that no table tells of."""
+HEADER_GET_BYTES = 64 << 10
+"""First request of a header."""
 
 _APART = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")
-_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-_SYNTAXES = (JPEGBaseline8Bit, JPEG2000Lossless, JPEG2000, *_NATIVE)
+_SYNTAXES = (JPEGBaseline8Bit, JPEG2000Lossless, JPEG2000, *NATIVE)
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
-_UNDEFINED = 0xFFFFFFFF
-Ints = npt.NDArray[np.int64]
 
 
 def dicom_etag(infos: Iterable[ObjectInfo]) -> str:
@@ -172,8 +163,8 @@ def _check_pixels(header: Any, named: str) -> None:
         )
     samples, bits = int(header.SamplesPerPixel), int(header.BitsAllocated)
     colour = str(header.PhotometricInterpretation)
-    planar = syntax in _NATIVE and int(header.get("PlanarConfiguration", 0)) != 0
-    odd = syntax in _NATIVE and colour != "RGB"
+    planar = syntax in NATIVE and int(header.get("PlanarConfiguration", 0)) != 0
+    odd = syntax in NATIVE and colour != "RGB"
     if samples != 3 or bits != 8 or colour not in _COLOURS or planar or odd:
         raise NotASlideError(
             f"{named} has {samples} channels of {bits} bits ({colour}{', planar' * planar}); "
@@ -203,7 +194,7 @@ def _read_instance(
     size = int(header.TotalPixelMatrixColumns), int(header.TotalPixelMatrixRows)
     tile = int(header.Columns), int(header.Rows)
     places = _places(header, size, tile, named)
-    offsets, lengths = _frames(
+    offsets, lengths = frames_of(
         store, info, header=header, file=file, frames=len(places), named=named
     )
     if (np.minimum(offsets, lengths) < 0).any() or (offsets > info.size_bytes - lengths).any():
@@ -259,89 +250,9 @@ def _places(header: Any, size: tuple[int, int], tile: tuple[int, int], named: st
     return places
 
 
-def _frames(
-    store: Store, info: ObjectInfo, *, header: Any, file: RangedFile, frames: int, named: str
-) -> tuple[Ints, Ints]:
-    """First byte and length of each frame."""
-    implicit = header.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
-    head = file.read(8 if implicit else 12)
-    group, element, length = struct.unpack("<HHI" if implicit else "<HH4xI", head)
-    if (group, element) != (0x7FE0, 0x0010):
-        raise ValueError("no pixel data")
-    start = file.tell()
-    if header.file_meta.TransferSyntaxUID in _NATIVE:
-        size = int(header.Rows) * int(header.Columns) * 3
-        if length < size * frames:
-            raise ValueError(f"{length} bytes for {frames} frames of {size}")
-        return start + np.arange(frames, dtype=np.int64) * size, np.full(frames, size, np.int64)
-    if length != _UNDEFINED:
-        raise ValueError("compressed frames of defined length")
-    table_bytes = _item(file, start)
-    if 8 * frames + table_bytes > MOST_HEADER_BYTES:
-        raise ValueError(f"an offset table of {table_bytes} bytes")
-    table = np.frombuffer(file.read(table_bytes), "<u4").astype(np.int64)
-    data = start + 8 + table_bytes
-    if extended := header.get("ExtendedOffsetTable"):
-        lengths = np.frombuffer(header.ExtendedOffsetTableLengths, "<u8").astype(np.int64)
-        offsets = np.frombuffer(extended, "<u8").astype(np.int64)
-        if not len(offsets) == len(lengths) == frames:
-            raise ValueError(f"an offset table of {len(offsets)} for {frames} frames")
-        return data + offsets + 8, lengths
-    if len(table) == 0:
-        return _walked(store, info, data, frames, named)
-    if len(table) != frames or (np.diff(table) <= 8).any():
-        raise ValueError(f"an offset table of {len(table)} for {frames} frames")
-    last = _item(file, data + int(table[-1]))
-    lengths = np.append(np.diff(table) - 8, last)
-    if _item(file, data) != lengths[0]:
-        raise _fragmented(named)
-    return data + table + 8, lengths
-
-
-def _walked(
-    store: Store, info: ObjectInfo, position: int, frames: int, named: str
-) -> tuple[Ints, Ints]:
-    """Where frames lie that no table tells of: from item to item."""
-    file = store.open_file(
-        info.key, etag=info.etag, size_bytes=info.size_bytes, first_get_bytes=WALK_GET_BYTES
-    )
-    offsets, lengths = list[int](), list[int]()
-    while True:
-        file.seek(position)
-        tag, length = struct.unpack("<4sI", file.read(8))
-        if tag == _DELIMITER:
-            break
-        if tag != _ITEM:
-            raise ValueError(f"no frame at byte {position}")
-        if len(offsets) == frames:
-            raise _fragmented(named)
-        offsets.append(position + 8)
-        lengths.append(length)
-        position += 8 + length
-    if len(offsets) != frames:
-        raise _fragmented(named)
-    return np.array(offsets, np.int64), np.array(lengths, np.int64)
-
-
-def _item(file: RangedFile, position: int) -> int:
-    """Length of the item at `position`; leaves the file at its first byte."""
-    file.seek(position)
-    tag, length = struct.unpack("<4sI", file.read(8))
-    if tag != _ITEM:
-        raise ValueError(f"no frame at byte {position}")
-    return int(length)
-
-
-def _fragmented(named: str) -> SlideError:
-    return NotASlideError(
-        f"{named} has frames cut into several fragments, which can't be read: convert it to one "
-        "fragment per frame."
-    )
-
-
 def _codec(header: Any, tile: tuple[int, int]) -> Codec:
     syntax = header.file_meta.TransferSyntaxUID
-    if syntax in _NATIVE:
+    if syntax in NATIVE:
         return RawCodec("none")
     if syntax == JPEGBaseline8Bit:
         # What the JPEG says of itself is believed, as all readers do: writers get the header wrong.

@@ -1,4 +1,4 @@
-"""A slide read through tiffslide: every TIFF layout that tifffile knows, at tifffile's speed."""
+"""A slide read through tiffslide: layouts that are put together of several pictures (SCN, BIF)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.slides.jpeg import frame_fault
 from ray_pipeline.slides.levels import Level, Overview, box_mean, overview_reading, settle_mpp
 from ray_pipeline.slides.resample import resample, rim_px
-from ray_pipeline.slides.tiff import PARSER_ERRORS, check_pages, short, tile_size, unreadable
+from ray_pipeline.slides.tiff import check_pages, tile_size
+from ray_pipeline.slides.tiff_header import PARSER_ERRORS, short, unreadable
 
 MISSING = 255
 """Every channel of tiles the file leaves out, as scanners do where they saw no tissue: glass."""

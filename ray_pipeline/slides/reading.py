@@ -15,7 +15,7 @@ from ray_pipeline.errors import DamagedSlideError
 from ray_pipeline.slides.bands import Step, Windows, plan_bands, reduced_tile
 from ray_pipeline.slides.fetch import MOST_RANGE_BYTES, ByteRange, RangeStream, Read, coalesce
 from ray_pipeline.slides.tables import TileTable
-from ray_pipeline.slides.tiff import PARSER_ERRORS, short
+from ray_pipeline.slides.tiff_header import PARSER_ERRORS, short
 
 GLASS = 255
 """Every channel of tiles the file leaves out, as scanners do where they saw no tissue."""

@@ -14,7 +14,8 @@ from ray_pipeline.ranged_file import ReadCounts
 from ray_pipeline.slides.dicom import dicom_etag, index_dicom
 from ray_pipeline.slides.fallback import TiffSlideReader
 from ray_pipeline.slides.levels import Level, Mpp, Overview
-from ray_pipeline.slides.tiff import index_tiff, open_tiff
+from ray_pipeline.slides.tiff import index_tiff
+from ray_pipeline.slides.tiff_header import open_tiff
 from ray_pipeline.slides.tiled import TiledSlide
 from ray_pipeline.store import ObjectInfo, Store, split_uri
 
