@@ -46,7 +46,7 @@ class Measures:
 
     def __init__(self, bucket: Path, endpoint: str, *, quick: bool) -> None:
         self.bucket, self.endpoint = bucket, endpoint
-        self.turns = 3 if quick else 7
+        self.turns = 3 if quick else 9
         self.few = 24 if quick else 250
 
     def jpeg(self) -> dict[str, Any]:
@@ -68,14 +68,14 @@ class Measures:
             decode_in_cache=hot,
         )
         tiffslide = self._tiffslide("half.tif", plan)
-        per_s = {name: plan.n_tiles / seconds for name, seconds in times.items()}
+        per_s = times.per_s(plan.n_tiles)
         gets = served["gets"] - opening["gets"]
         fetched = served["bytes"] - opening["bytes"]
         return {
             "ratios": {
-                "local_over_decode_limit": per_s["local"] / per_s["decode"],
+                "local_over_decode_limit": times.ratio("local", "decode"),
                 "remote_over_tiffslide_best": per_s["remote"] / max(tiffslide.values()),
-                "remote_over_local": per_s["remote"] / per_s["local"],
+                "remote_over_local": times.ratio("remote", "local"),
                 "gets_per_tile": gets / plan.n_tiles,
                 "bytes_over_needed": fetched / sum(map(len, coded)),
             },
@@ -87,7 +87,7 @@ class Measures:
                 "openslide_local": self._openslide("half.tif", plan),
                 "tifffile_zarr_local": self._zarr("half.tif", plan),
             },
-            "local_over_decode_in_cache": per_s["local"] / per_s["decode_in_cache"],
+            "local_over_decode_in_cache": times.ratio("local", "decode_in_cache"),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         }
 
@@ -97,7 +97,7 @@ class Measures:
         plan = planned(remote)
         assert plan.geometry.reduce == 2
         times = in_turns(self.turns, remote=lambda: read(remote, plan))
-        ours = plan.n_tiles / times["remote"]
+        ours = times.per_s(plan.n_tiles)["remote"]
         tiffslide = self._tiffslide("quarter.tif", plan)
         return {
             "ratios": {"half_mpp_over_tiffslide_best": ours / max(tiffslide.values())},
@@ -130,9 +130,9 @@ class Measures:
 
         times = in_turns(3, local=lambda: read(slide, plan), decode=decode)
         return {
-            "ratios": {"j2k_over_decode_limit": times["decode"] / times["local"]},
+            "ratios": {"j2k_over_decode_limit": times.ratio("local", "decode")},
             "tiles": plan.n_tiles,
-            "tiles_per_s": plan.n_tiles / times["local"],
+            "tiles_per_s": times.per_s(plan.n_tiles),
         }
 
     def threads(self) -> dict[str, Any]:
@@ -150,12 +150,12 @@ class Measures:
             decode_one=whole,
             decode_two=lambda: list(pool.map(lambda decode: decode(), halves_of)),
         )
-        ours, decode = times["one"] / times["two"], times["decode_one"] / times["decode_two"]
+        ours, decode = times.ratio("two", "one"), times.ratio("decode_two", "decode_one")
         return {
             "ratios": {"threads_scaling_over_decode_scaling": ours / decode},
             "scaling": ours,
             "decode_scaling": decode,
-            "tiles_per_s": {name: plan.n_tiles / seconds for name, seconds in times.items()},
+            "tiles_per_s": times.per_s(plan.n_tiles),
         }
 
     def _open(self, name: str, *, threads: int = 1) -> TiledSlide:
@@ -212,6 +212,22 @@ class Measures:
             return len(plan.xy[: 2 * self.few]) / (time.perf_counter() - started)
 
 
+class Times:
+    """Seconds of works that were measured in turns."""
+
+    def __init__(self, seconds: dict[str, list[float]]) -> None:
+        self._seconds = seconds
+
+    def per_s(self, count: int) -> dict[str, float]:
+        """`count` things each second, by the median turn of each work."""
+        return {name: count / statistics.median(s) for name, s in self._seconds.items()}
+
+    def ratio(self, ours: str, theirs: str) -> float:
+        """How many times as fast `ours` is: the median over turns, for both met the same noise."""
+        pairs = zip(self._seconds[ours], self._seconds[theirs], strict=True)
+        return statistics.median(their / our for our, their in pairs)
+
+
 class BareDecode:
     """The JPEG decode of exactly these compressed tiles, headers ready and bytes in memory.
 
@@ -265,8 +281,8 @@ def _piece(file: Any, offset: np.int64, count: np.int64) -> bytes:
     return bytes(file.read(int(count)))
 
 
-def in_turns(turns: int, **works: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each, run in turns after one turn to warm up."""
+def in_turns(turns: int, **works: Callable[[], object]) -> Times:
+    """Seconds of each, run in turns after one turn to warm up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(turns + 1):
         for name, work in works.items():
@@ -274,7 +290,7 @@ def in_turns(turns: int, **works: Callable[[], object]) -> dict[str, float]:
             work()
             if turn:
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return Times(times)
 
 
 if __name__ == "__main__":
