@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from ray_pipeline.dataset.commit import CommitJob
+from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
@@ -61,6 +62,8 @@ class Endings:
         header = tally.header
         assert header is not None, "a whole slide has its header"
         facts, changed = header["facts"], source.slide_id in self.work.replacing
+        layout = Layout(self.recipe.fingerprint)
+        stale = sorted(self.state.done.get(source.slide_id, set()) - {source.input_fp})
         return CommitJob(
             output=self.output,
             record=self.record(source, tally, status="done"),
@@ -69,7 +72,7 @@ class Endings:
             dim=self.recipe.encoder.dim,
             conditional=self.report.conditional_store,
             replace_etag=self.state.etags.get(source.slide_id) if changed else None,
-            stale_done=tuple(self.work.replacing.get(source.slide_id, ())),
+            stale_done=tuple(layout.done_key(source.slide_id, fp) for fp in stale),
             partitions={name: source.attributes.get(name) for name in self.partition_by},
             footer=Footer(
                 recipe=self.recipe.to_dict(),

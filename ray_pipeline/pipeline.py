@@ -115,7 +115,7 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         meaningful=identity.meaningful,
         started_at=datetime.now(UTC).isoformat("T", "seconds"),
         slides=len(sources),
-        slides_finished_before=work.finished,
+        slides_finished_before=len(work.finished),
         conditional_store=conditional,
         placement=asdict(placement),
         versions=versions(),

@@ -23,9 +23,9 @@ class Work:
     """Slides to embed."""
     failures: list[tuple[SlideSource, Failure]] = field(default_factory=list)
     """Slides that can't even be started, and why."""
-    replacing: dict[str, list[str]] = field(default_factory=dict)
-    """slide_id -> done keys left by the older output that is to be replaced."""
-    finished: int = 0
+    replacing: set[str] = field(default_factory=set)
+    """Slides among them whose older output is to be replaced."""
+    finished: list[SlideSource] = field(default_factory=list)
     """Slides that are finished for this input and recipe."""
     passed_over: int = 0
     """Unfinished slides that `retry` does not name."""
@@ -42,42 +42,41 @@ def choose_work(
 ) -> Work:
     """Sort the job's slides.
 
-    A slide is finished when its done key for this input is there. A file made from another input
-    is `source-changed`: reported, and replaced only when `retry` names that kind. A file of this
+    A slide is finished when its file and its done key for this input stand, and no other done key
+    casts doubt on the file: then its footer decides. A file made from another input is
+    `source-changed`: reported, and replaced only when `retry` names that kind. A file of this
     input without a done key is a commit that was cut short: it goes through the graph again, where
     its staged shards make that cheap.
     """
     work = Work(standing=set(state.outputs))
-    retry = settings.retry
-    kinds = _last_kinds(output, layout, sources, state) if retry else {}
     for source in sources:
         if source.error is not None:
             work.failures.append((source, Failure.of("list", source.error)))
             continue
-        done = state.done.get(source.slide_id, set())
-        if source.input_fp in done:
-            work.finished += 1
+        if source.slide_id not in state.outputs:
+            work.todo.append(source)
+            continue
+        # Without a footer the file is not one of ours: committing will tell.
+        made_from = _made_from(output, source, state) or source.input_fp
+        if made_from == source.input_fp and source.input_fp in state.done.get(source.slide_id, ()):
+            work.finished.append(source)
             continue
         moved = _moved(layout, source, state, settings.partition_by)
         if moved is not None:
             work.failures.append((source, Failure.of("list", moved)))
-            continue
-        changed = _made_from_another(output, source, state)
-        if changed and SourceChangedError.kind in retry:
-            work.replacing[source.slide_id] = [
-                layout.done_key(source.slide_id, input_fp) for input_fp in sorted(done)
-            ]
+        elif made_from == source.input_fp:
             work.todo.append(source)
-        elif changed:
+        elif SourceChangedError.kind in settings.retry:
+            work.replacing.add(source.slide_id)
+            work.todo.append(source)
+        else:
             error = SourceChangedError(
                 f"{source.slide_id}: {source.uri} (or its mpp override) changed since it was "
                 "embedded; `embed --retry source-changed` replaces the old output."
             )
             work.failures.append((source, Failure.of("list", error)))
-        elif retry and kinds.get(source.slide_id) not in retry:
-            work.passed_over += 1
-        else:
-            work.todo.append(source)
+    if settings.retry:
+        _pass_over(output, layout, work, settings.retry)
     return work
 
 
@@ -106,22 +105,19 @@ def _moved(
     )
 
 
-def _made_from_another(output: Store, source: SlideSource, state: OutputState) -> bool:
-    if source.slide_id not in state.outputs:
-        return False
-    if state.done.get(source.slide_id):
-        return True
+def _made_from(output: Store, source: SlideSource, state: OutputState) -> str | None:
+    """The input that the slide's file was made from; None when nobody can tell."""
+    if state.done.get(source.slide_id) == {source.input_fp}:
+        return source.input_fp  # the one key there is: nothing to be in doubt about
     footer = read_footer(output, state.outputs[source.slide_id])
-    return footer is not None and footer.input_fp != source.input_fp
+    return None if footer is None else footer.input_fp
 
 
-def _last_kinds(
-    output: Store, layout: Layout, sources: Sequence[SlideSource], state: OutputState
-) -> dict[str, str | None]:
-    """The error kind each unfinished slide last ended with."""
-    keys = [
-        layout.record(source.slide_id)
-        for source in sources
-        if source.input_fp not in state.done.get(source.slide_id, set())
-    ]
-    return {record.slide_id: record.error_kind for record in get_records(output, keys)}
+def _pass_over(output: Store, layout: Layout, work: Work, retry: Sequence[str]) -> None:
+    """Take out of the slides to do those that last ended with another kind than `retry` names."""
+    asked = [source for source in work.todo if source.slide_id not in work.replacing]
+    records = get_records(output, [layout.record(source.slide_id) for source in asked])
+    wanted = {record.slide_id for record in records if record.error_kind in retry}
+    before = len(work.todo)
+    work.todo = [s for s in work.todo if s.slide_id in wanted | work.replacing]
+    work.passed_over = before - len(work.todo)

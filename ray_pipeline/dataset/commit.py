@@ -59,7 +59,7 @@ class CommitJob:
     replace_etag: str | None = None
     """Version of an output made from an older source, to be replaced on request."""
     stale_done: tuple[str, ...] = ()
-    """Done keys that the replaced output leaves behind."""
+    """Done keys of the slide for other inputs."""
     partitions: dict[str, Any] = field(default_factory=dict)
     """Values of the partition columns."""
 
@@ -86,8 +86,10 @@ def commit_slide(job: CommitJob) -> SlideRecord:
         standing = read_standing(job)
         if standing is None or not standing.same_input(job):
             raise
+        _forget_others(job)
         mean = standing.mean()
     else:
+        _forget_others(job)
         standing = _put_once(job, data, coordinates)
         if standing is not None:
             mean = standing.mean()
@@ -102,12 +104,20 @@ def commit_slide(job: CommitJob) -> SlideRecord:
     return record
 
 
+def _forget_others(job: CommitJob) -> None:
+    """Delete the done keys of other inputs.
+
+    Before the file is put: after a crash none may stand beside a file it was not written for.
+    """
+    if job.stale_done:
+        job.output.delete(job.stale_done)
+
+
 def finish(job: CommitJob, record: SlideRecord) -> None:
     """The steps after the file stands: record, done key, then the fragments go."""
     layout, slide_id = job.layout, job.footer.slide_id
     put_record(job.output, layout, record)
     job.output.put(layout.done_key(slide_id, job.footer.input_fp), b"")
-    job.output.delete(job.stale_done)
     delete_fragments(job.output, layout, slide_id, job.footer.plan_fp, job.n_shards)
 
 

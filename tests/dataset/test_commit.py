@@ -160,6 +160,25 @@ def test_an_older_output_is_replaced_only_in_the_version_that_was_seen(staged: M
         commit_slide(replace(late, replace_etag=seen))
 
 
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_crash_while_replacing_leaves_no_done_key_beside_a_file_it_was_not_written_for(
+    staged: MakeJob, step: int
+) -> None:
+    old = staged(input_fp="aaaaaaaaaaaa")
+    commit_slide(old)
+    stale = (LAYOUT.done_key("slide-1", "aaaaaaaaaaaa"),)
+    new = staged(input_fp="cccccccccccc", n_tiles=300)
+    new = replace(new, replace_etag=old.output.head(old.key).etag, stale_done=stale)
+    with pytest.raises(Crash):
+        commit_slide(flaky(new, step))
+    footer = Footer.from_metadata(committed(new).schema_arrow.metadata)
+    assert footer is not None
+    done = {info.key for info in new.output.list(LAYOUT.done)}
+    assert done <= {LAYOUT.done_key("slide-1", footer.input_fp)}
+    commit_slide(new)
+    assert_finished(new)
+
+
 def test_a_missing_fragment_is_said_and_nothing_is_written(staged: MakeJob) -> None:
     job = staged(skip=(1,))
     with pytest.raises(StagingLostError, match="the staged fragment of shard 1 is gone"):

@@ -1,0 +1,82 @@
+"""What is still to do: done keys and files must agree, and where they don't the file decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_pipeline.dataset.commit import CommitJob, commit_slide
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.start import read_state
+from ray_pipeline.settings import JobSettings
+from ray_pipeline.sources import SlideSource
+from ray_pipeline.store import Store
+from ray_pipeline.worklist import Work, choose_work
+from tests.dataset.conftest import staged_slide
+
+LAYOUT = Layout("f00df00df00d")
+V1 = SlideSource(slide_id="slide-1", uri="s3://slides/slide-1.svs", etag="e1")
+V2 = replace(V1, etag="e2")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "out"))
+
+
+def job_of(output: Store, source: SlideSource, **said: Any) -> CommitJob:
+    plan_fp = {"e1": "bbbbbbbbbbbb", "e2": "cccccccccccc"}[source.etag]
+    return staged_slide(
+        source.slide_id, store=output, input_fp=source.input_fp, plan_fp=plan_fp, **said
+    )
+
+
+def chosen(output: Store, source: SlideSource, **said: Any) -> Work:
+    settings = JobSettings.model_validate({"slides": ["x"], "output": "out", **said})
+    return choose_work(output, LAYOUT, [source], read_state(output, LAYOUT), settings)
+
+
+def done_keys(output: Store) -> list[str]:
+    return [info.key.rpartition("/")[2] for info in output.list(LAYOUT.done)]
+
+
+def test_a_slide_is_finished_when_its_file_and_its_done_key_stand(output: Store) -> None:
+    commit_slide(job_of(output, V1))
+    work = chosen(output, V1)
+    assert (work.finished, work.todo, work.failures) == ([V1], [], [])
+
+
+def test_a_slide_whose_file_was_deleted_is_done_again(output: Store) -> None:
+    job = job_of(output, V1)
+    commit_slide(job)
+    output.delete([job.key])
+    work = chosen(output, V1)
+    assert (work.finished, work.todo) == ([], [V1])
+
+
+def test_a_file_replaced_just_before_a_crash_is_known_by_its_footer(output: Store) -> None:
+    commit_slide(job_of(output, V1))
+    output.delete([LAYOUT.done_key("slide-1", V1.input_fp)])
+    old = output.head(job_of(output, V1).key).etag
+    commit_slide(replace(job_of(output, V2, n_tiles=300), replace_etag=old))
+    # As a crash between the put and the done key leaves it.
+    output.delete([LAYOUT.done_key("slide-1", V2.input_fp)])
+    output.put(LAYOUT.done_key("slide-1", "000000000000"), b"")
+
+    assert chosen(output, V2).todo == [V2], "the file is of this input: only its keys are missing"
+    back = chosen(output, V1)
+    assert back.finished == []
+    assert [failure.kind for _, failure in back.failures] == ["source-changed"]
+
+
+def test_where_several_done_keys_stand_the_footer_decides(output: Store) -> None:
+    commit_slide(job_of(output, V2))
+    output.put(LAYOUT.done_key("slide-1", V1.input_fp), b"")
+    assert chosen(output, V2).finished == [V2]
+    work = chosen(output, V1)
+    assert work.finished == []
+    assert [failure.kind for _, failure in work.failures] == ["source-changed"]
+    assert chosen(output, V1, retry=["source-changed"]).replacing == {"slide-1"}
