@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.records import SlideRecord, encode_vector, put_record
+from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.schema import ROW_GROUP_TILES, Footer, embeddings_schema
 from ray_pipeline.dataset.staging import delete_fragments, get_fragment
+from ray_pipeline.dataset.standing import Standing, read_standing
 from ray_pipeline.errors import (
     CommitConflictError,
     NotFiniteError,
-    NotFoundError,
     PreconditionError,
     StagingLostError,
+    StoreError,
     UnreachableError,
 )
 from ray_pipeline.store import Store
@@ -81,25 +83,16 @@ def commit_slide(job: CommitJob) -> SlideRecord:
     what already stood in the output still stands.
     """
     try:
-        data, coordinates, mean = build_parquet(job)
+        data, built = build_parquet(job)
     except StagingLostError:
-        standing = read_standing(job)
-        if standing is None or not standing.same_input(job):
+        standing = read_standing(job.output, job.key)
+        if standing is None or not standing.of_plan(job.footer, job.n_tiles):
             raise
         _forget_others(job)
-        mean = standing.mean()
     else:
         _forget_others(job)
-        standing = _put_once(job, data, coordinates)
-        if standing is not None:
-            mean = standing.mean()
-    record = replace(
-        job.record,
-        status="done" if job.n_tiles else "empty",
-        n_tiles=job.n_tiles,
-        output=job.key,
-        mean_embedding=None if mean is None else encode_vector(mean),
-    )
+        standing = _put_once(job, data, built)
+    record = standing.told_in(job.record)
     finish(job, record)
     return record
 
@@ -118,13 +111,13 @@ def finish(job: CommitJob, record: SlideRecord) -> None:
     layout, slide_id = job.layout, job.footer.slide_id
     put_record(job.output, layout, record)
     job.output.put(layout.done_key(slide_id, job.footer.input_fp), b"")
-    delete_fragments(job.output, layout, slide_id, job.footer.plan_fp, job.n_shards)
+    # The slide is done: fragments that can't be deleted are the next run's to collect.
+    with suppress(StoreError):
+        delete_fragments(job.output, layout, slide_id, job.footer.plan_fp, job.n_shards)
 
 
-def build_parquet(
-    job: CommitJob,
-) -> tuple[bytes, pa.Table, npt.NDArray[np.float32] | None]:
-    """The file's bytes, its tile/x/y columns, and the mean embedding (float32 [D] or None).
+def build_parquet(job: CommitJob) -> tuple[bytes, Standing]:
+    """The file's bytes, and what it will be once it stands.
 
     Raises StagingLostError when tiles 0..n-1 are not there exactly once, NotFiniteError when a
     number is not finite.
@@ -159,7 +152,8 @@ def build_parquet(
             "planned; run again to redo them."
         )
     mean = (total / job.n_tiles).astype(np.float32) if job.n_tiles else None
-    return sink.getvalue(), coordinates, mean
+    built = Standing(key=job.key, footer=job.footer, coordinates=coordinates, mean=mean)
+    return sink.getvalue(), built
 
 
 def _row_groups(job: CommitJob) -> Iterator[pa.Table]:
@@ -196,81 +190,31 @@ def _output_rows(
     )
 
 
-@dataclass(frozen=True)
-class Standing:
-    """The file that stands where a slide's output belongs."""
-
-    footer: Footer | None
-    """Its footer; None when the file is not one of ours."""
-    coordinates: pa.Table | None
-    """Its tile/x/y columns."""
-    data: pq.ParquetFile | None
-
-    def same_input(self, job: CommitJob) -> bool:
-        """Made by the same recipe from the same input."""
-        mine = self.footer
-        return mine is not None and (mine.recipe_fp, mine.input_fp) == (
-            job.footer.recipe_fp,
-            job.footer.input_fp,
-        )
-
-    def equivalent(self, job: CommitJob, coordinates: pa.Table) -> bool:
-        """The same tiles of the same input; vectors of two attempts may differ in bits."""
-        mine = self.coordinates
-        return (
-            mine is not None
-            and self.same_input(job)
-            and all(coordinates[name].equals(mine[name]) for name in ("tile", "x", "y"))
-        )
-
-    def mean(self) -> npt.NDArray[np.float32] | None:
-        """Mean of its vectors, float32 [D]."""
-        if self.data is None or self.data.metadata.num_rows == 0:
-            return None
-        total: Any = 0.0
-        for batch in self.data.iter_batches(columns=["embedding"]):
-            values = batch.column(0).flatten().to_numpy()
-            total = total + values.reshape(batch.num_rows, -1).sum(axis=0, dtype=np.float64)
-        return np.asarray(total / self.data.metadata.num_rows, np.float32)
-
-
-def read_standing(job: CommitJob) -> Standing | None:
-    """What stands under the job's key; None when nothing does."""
-    try:
-        info = job.output.head(job.key)
-        source = job.output.open_file(job.key, etag=info.etag, size_bytes=info.size_bytes)
-        file = pq.ParquetFile(source)
-        table = file.read(columns=["tile", "x", "y"]).replace_schema_metadata(None)
-    except NotFoundError:
-        return None
-    except (pa.ArrowException, KeyError, OSError):
-        return Standing(None, None, None)
-    return Standing(Footer.from_metadata(file.schema_arrow.metadata), table, file)
-
-
-def _put_once(job: CommitJob, data: bytes, coordinates: pa.Table) -> Standing | None:
-    """Put the file; None when it is ours, else the equivalent one of the attempt that won."""
+def _put_once(job: CommitJob, data: bytes, built: Standing) -> Standing:
+    """Put the file; returns it, or the equivalent one of the attempt that won."""
+    coordinates = built.coordinates
+    assert coordinates is not None
     for attempt in range(PUT_ATTEMPTS):
         try:
             if job.replace_etag is not None:
                 job.output.put(job.key, data, if_match=job.replace_etag)
-                return None
+                return built
             if job.conditional:
                 job.output.put(job.key, data, if_absent=True)
-                return None
-            standing = read_standing(job)
+                return built
+            standing = read_standing(job.output, job.key)
             if standing is None:
                 job.output.put(job.key, data)
-                return None
+                return built
         except (PreconditionError, UnreachableError) as error:
-            standing = read_standing(job)
+            standing = read_standing(job.output, job.key)
             if standing is None:
                 if attempt == PUT_ATTEMPTS - 1:
                     raise
                 continue
-            if isinstance(error, UnreachableError) and not standing.same_input(job):
+            if isinstance(error, UnreachableError) and not standing.made_from(job.footer):
                 raise
-        if standing.equivalent(job, coordinates):
+        if standing.equivalent(job.footer, coordinates):
             return standing
         break
     refuge = job.layout.quarantine(job.footer.slide_id, job.record.run)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from ray_pipeline.dataset.records import decode_vector, get_records
 from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.dataset.staging import list_staged
 from ray_pipeline.errors import CommitConflictError, StagingLostError, UnreachableError
+from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
 from tests.dataset.conftest import MakeJob
 
@@ -48,6 +50,20 @@ class FlakyStore(Store):
         if self.changes_left == 0:
             raise Crash
         super().delete(keys)
+
+
+@dataclass
+class RestlessStore(Store):
+    """A store where another driver replaces files between a HEAD and the read that follows."""
+
+    replacing: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def open_file(self, key: str, **said: Any) -> RangedFile:
+        if self.replacing:
+            self.put(*self.replacing.pop())
+            # Versions of local files are whole seconds and sizes: nothing else tells them apart.
+            said["etag"] = "another"
+        return super().open_file(key, **said)
 
 
 def flaky(job: CommitJob, changes_left: int, *, lose_reply: bool = False) -> CommitJob:
@@ -190,6 +206,27 @@ def test_a_missing_fragment_is_no_matter_where_the_output_stands(staged: MakeJob
     job = staged()
     commit_slide(job)
     commit_slide(job)
+    assert_finished(job)
+
+
+def test_a_missing_fragment_matters_where_the_output_is_of_another_plan(staged: MakeJob) -> None:
+    commit_slide(staged(n_tiles=300))
+    job = staged(plan_fp="999999999999", skip=(1,))
+    with pytest.raises(StagingLostError):
+        commit_slide(job)
+    (record,) = get_records(job.output, [LAYOUT.record("slide-1")])
+    assert record.n_tiles == 300
+
+
+def test_a_file_replaced_while_it_is_read_back_is_read_again(staged: MakeJob) -> None:
+    job = staged(seed=1)
+    commit_slide(job)
+    data = job.output.get(job.key)
+    plain = {k: v for k, v in vars(job.output).items() if k != "_backends"}
+    restless = RestlessStore(**plain, replacing=[(job.key, data)] * 2)
+    record = commit_slide(replace(staged(seed=2), output=restless, conditional=False))
+    assert record.status == "done"
+    assert restless.replacing == []
     assert_finished(job)
 
 

@@ -1,0 +1,122 @@
+"""The file that stands where a slide's output belongs: what it is, what it says of the slide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_pipeline.dataset.records import SlideRecord, encode_vector
+from ray_pipeline.dataset.schema import Footer
+from ray_pipeline.errors import NotFoundError, ObjectReplacedError
+from ray_pipeline.store import Store
+
+READ_ATTEMPTS = 4
+"""Tries of reading a file that is replaced meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What stands under a slide's key, read back."""
+
+    key: str
+    """Key of the file."""
+    footer: Footer | None = None
+    """Its footer; None when the file is not one of ours."""
+    coordinates: pa.Table | None = None
+    """Its tile/x/y columns; None when the file is not one of ours."""
+    mean: npt.NDArray[np.float32] | None = None
+    """Mean of its vectors, float32 [D]; None without tiles."""
+
+    @property
+    def n_tiles(self) -> int:
+        """Its rows."""
+        return 0 if self.coordinates is None else int(self.coordinates.num_rows)
+
+    def made_from(self, footer: Footer) -> bool:
+        """Made by the same recipe from the same input as `footer` tells."""
+        mine = self.footer
+        return mine is not None and (mine.recipe_fp, mine.input_fp) == (
+            footer.recipe_fp,
+            footer.input_fp,
+        )
+
+    def equivalent(self, footer: Footer, coordinates: pa.Table) -> bool:
+        """The same tiles of the same input; vectors of two attempts may differ in bits."""
+        mine = self.coordinates
+        return (
+            mine is not None
+            and self.made_from(footer)
+            and all(coordinates[name].equals(mine[name]) for name in ("tile", "x", "y"))
+        )
+
+    def of_plan(self, footer: Footer, n_tiles: int) -> bool:
+        """All `n_tiles` tiles of the very plan that `footer` names."""
+        mine = self.footer
+        return (
+            mine is not None
+            and self.made_from(footer)
+            and (mine.plan_fp, self.n_tiles) == (footer.plan_fp, n_tiles)
+        )
+
+    def told_in(self, record: SlideRecord) -> SlideRecord:
+        """`record` as one of our files tells the slide's end: done or empty, nothing failed."""
+        footer = self.footer
+        assert footer is not None, "only a file of ours tells anything"
+        facts = {name: getattr(footer, name) for name in ("mpp_used", "mpp_achieved", "level")}
+        return replace(
+            record,
+            status="done" if self.n_tiles else "empty",
+            uri=footer.uri,
+            etag=footer.etag,
+            input_fp=footer.input_fp,
+            plan_fp=footer.plan_fp,
+            n_tiles=self.n_tiles,
+            stage=None,
+            error_kind=None,
+            reason=None,
+            output=self.key,
+            facts=(record.facts if record.input_fp == footer.input_fp else None) or facts,
+            mean_embedding=None if self.mean is None else encode_vector(self.mean),
+        )
+
+
+def read_standing(output: Store, key: str) -> Standing | None:
+    """What stands under `key`; None when nothing does."""
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            return _read(output, key)
+        except NotFoundError:
+            return None
+        except ObjectReplacedError:
+            # Where puts know no conditions, another driver may replace it by an equivalent one.
+            if attempt == READ_ATTEMPTS - 1:
+                raise
+        except (pa.ArrowException, KeyError, OSError, TypeError, ValueError):
+            break
+    return Standing(key=key)
+
+
+def _read(output: Store, key: str) -> Standing:
+    info = output.head(key)
+    file = pq.ParquetFile(output.open_file(key, etag=info.etag, size_bytes=info.size_bytes))
+    return Standing(
+        key=key,
+        footer=Footer.from_metadata(file.schema_arrow.metadata),
+        coordinates=file.read(columns=["tile", "x", "y"]).replace_schema_metadata(None),
+        mean=_mean(file),
+    )
+
+
+def _mean(file: pq.ParquetFile) -> npt.NDArray[np.float32] | None:
+    if file.metadata.num_rows == 0:
+        return None
+    total: Any = 0.0
+    for batch in file.iter_batches(columns=["embedding"]):
+        values = batch.column(0).flatten().to_numpy()
+        total = total + values.reshape(batch.num_rows, -1).sum(axis=0, dtype=np.float64)
+    return np.asarray(total / file.metadata.num_rows, np.float32)
