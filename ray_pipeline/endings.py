@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ray_pipeline.dataset.commit import CommitJob
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.records import SlideRecord
+from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
+from ray_pipeline.dataset.standing import exists, standing_record
 from ray_pipeline.dataset.start import OutputState
-from ray_pipeline.errors import IncompleteError
+from ray_pipeline.errors import HistorayError, IncompleteError
 from ray_pipeline.ledger import SlideTally
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.rows import Failure
@@ -62,7 +65,6 @@ class Endings:
         header = tally.header
         assert header is not None, "a whole slide has its header"
         facts, changed = header["facts"], source.slide_id in self.work.replacing
-        layout = Layout(self.recipe.fingerprint)
         stale = sorted(self.state.done.get(source.slide_id, set()) - {source.input_fp})
         return CommitJob(
             output=self.output,
@@ -72,8 +74,8 @@ class Endings:
             dim=self.recipe.encoder.dim,
             conditional=self.report.conditional_store,
             replace_etag=self.state.etags.get(source.slide_id) if changed else None,
-            stale_done=tuple(layout.done_key(source.slide_id, fp) for fp in stale),
-            partitions={name: source.attributes.get(name) for name in self.partition_by},
+            stale_done=tuple(self.layout.done_key(source.slide_id, fp) for fp in stale),
+            partitions=self.partitions(source),
             footer=Footer(
                 recipe=self.recipe.to_dict(),
                 recipe_fp=self.recipe.fingerprint,
@@ -89,6 +91,47 @@ class Endings:
                 warning="" if self.recipe.encoder.meaningful else MEANINGLESS,
             ),
         )
+
+    @property
+    def layout(self) -> Layout:
+        """Keys for the run's recipe."""
+        return Layout(self.recipe.fingerprint)
+
+    def record_failure(
+        self,
+        source: SlideSource,
+        tally: SlideTally,
+        failure: Failure,
+        say: Callable[[str], None],
+    ) -> None:
+        """Write a failed slide's record; over a standing file it is only a note in the record.
+
+        The output is asked anew: another driver may have finished the slide since the start, and
+        then nothing is written. What prevents it is said, and the job goes on.
+        """
+        try:
+            self._record_failure(source, tally, failure)
+        except (HistorayError, TypeError, ValueError) as error:
+            say(f"{source.slide_id}: its failure could not be written down: {error}")
+
+    def _record_failure(self, source: SlideSource, tally: SlideTally, failure: Failure) -> None:
+        layout = self.layout
+        key = layout.output(source.slide_id, self.partitions(source))
+        stands = exists(self.output, key)
+        if stands and exists(self.output, layout.done_key(source.slide_id, source.input_fp)):
+            return
+        earlier_key = self.state.outputs.get(source.slide_id)
+        if not stands and earlier_key is not None and exists(self.output, earlier_key):
+            key, stands = earlier_key, True
+        record = self.record(source, tally, status="failed")
+        if stands:
+            record = standing_record(self.output, layout, key, record)
+        noted = replace(record, stage=failure.stage, error_kind=failure.kind, reason=failure.reason)
+        put_record(self.output, layout, noted)
+
+    def partitions(self, source: SlideSource) -> dict[str, Any]:
+        """The slide's values of the partition columns."""
+        return {name: source.attributes.get(name) for name in self.partition_by}
 
 
 def incomplete(source: SlideSource, tally: SlideTally) -> Failure:

@@ -55,7 +55,7 @@ from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource, find_slides
 from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard, slide_task
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import Work, choose_work, record_failure
+from ray_pipeline.worklist import Work, choose_work
 
 COMMITS_IN_FLIGHT = 8
 """Commit tasks at once: bounds memory on the nodes and load on the store."""
@@ -129,7 +129,7 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         partition_by=tuple(settings.partition_by),
     )
     metrics = ReadMetrics(recipe.fingerprint)
-    job = _Job(settings, recipe, output, layout, state, report, reporter, work, endings, metrics)
+    job = _Job(settings, recipe, output, state, report, reporter, work, endings, metrics)
     try:
         job.run(placement)
     finally:
@@ -173,7 +173,6 @@ class _Job:
     settings: JobSettings
     recipe: Recipe
     output: Store
-    layout: Layout
     state: OutputState
     report: RunReport
     reporter: Reporter
@@ -312,8 +311,7 @@ class _Job:
         self._count_reads(tally)
         self.counts.slides_failed += 1
         self.reporter.say(f"{source.slide_id} failed at {failure.stage}: {failure.reason}")
-        record = self.endings.record(source, tally, status="failed")
-        record_failure(self.output, self.layout, self.work, record, failure)
+        self.endings.record_failure(source, tally, failure, self.reporter.say)
 
     def _count_reads(self, tally: SlideTally) -> None:
         counts = tally.counts

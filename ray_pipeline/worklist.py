@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.records import SlideRecord, get_records, put_record
-from ray_pipeline.dataset.start import OutputState, read_footer
+from ray_pipeline.dataset.records import get_records
+from ray_pipeline.dataset.standing import read_footer
+from ray_pipeline.dataset.start import OutputState
 from ray_pipeline.errors import CommitConflictError, SourceChangedError
 from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
@@ -29,8 +30,6 @@ class Work:
     """Slides that are finished for this input and recipe."""
     passed_over: int = 0
     """Unfinished slides that `retry` does not name."""
-    standing: set[str] = field(default_factory=set)
-    """Slides that have an output, whatever it was made from."""
 
 
 def choose_work(
@@ -48,7 +47,7 @@ def choose_work(
     input without a done key is a commit that was cut short: it goes through the graph again, where
     its staged shards make that cheap.
     """
-    work = Work(standing=set(state.outputs))
+    work = Work()
     for source in sources:
         if source.error is not None:
             work.failures.append((source, Failure.of("list", source.error)))
@@ -78,17 +77,6 @@ def choose_work(
     if settings.retry:
         _pass_over(output, layout, work, settings.retry)
     return work
-
-
-def record_failure(
-    output: Store, layout: Layout, work: Work, record: SlideRecord, failure: Failure
-) -> None:
-    """Write a failed slide's record; where an output stands, only note the failure in it."""
-    if record.slide_id in work.standing:
-        earlier = get_records(output, [layout.record(record.slide_id)])
-        record = replace(earlier[0], run=record.run) if earlier else replace(record, status="done")
-    noted = replace(record, stage=failure.stage, error_kind=failure.kind, reason=failure.reason)
-    put_record(output, layout, noted)
 
 
 def _moved(

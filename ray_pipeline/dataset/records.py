@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,9 +76,28 @@ class SlideRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SlideRecord:
-        """Back from `to_bytes`; fields of later versions are dropped."""
-        known = cls.__dataclass_fields__
-        return cls(**{k: v for k, v in json.loads(data).items() if k in known})
+        """Back from `to_bytes`; fields of later versions are dropped.
+
+        Raises ValueError or TypeError for anything that is no record.
+        """
+        values, kinds = json.loads(data), {one.name: _KINDS[str(one.type)] for one in fields(cls)}
+        if not isinstance(values, dict):
+            raise TypeError("no JSON object")
+        known = {name: value for name, value in values.items() if name in kinds}
+        for name, value in known.items():
+            if not isinstance(value, kinds[name]):
+                raise TypeError(f"{name}: {value!r}")
+        return cls(**known)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "float": (int, float),
+    "dict[str, Any]": (dict,),
+}
+"""Types that a field's annotation stands for in JSON."""
 
 
 def encode_vector(vector: npt.NDArray[np.floating[Any]]) -> str:
@@ -95,14 +115,26 @@ def put_record(output: Store, layout: Layout, record: SlideRecord) -> None:
     output.put(layout.record(record.slide_id), record.to_bytes())
 
 
-def get_records(output: Store, keys: list[str]) -> list[SlideRecord]:
-    """Read records by key, many at once; keys that vanished meanwhile are left out."""
+def get_records(
+    output: Store, keys: Sequence[str], *, say: Callable[[str], None] | None = None
+) -> list[SlideRecord]:
+    """Read records by key, many at once.
 
-    def read(key: str) -> SlideRecord | None:
+    Left out are keys that vanished meanwhile, and damaged records, of each of which `say` is told.
+    """
+
+    def read(key: str) -> SlideRecord | str | None:
         try:
             return SlideRecord.from_bytes(output.get(key))
         except NotFoundError:
             return None
+        except (TypeError, ValueError) as error:
+            where = output.uri_of(key)
+            return f"{where} is no record ({error}) and was passed over; delete it and run again."
 
     with ThreadPoolExecutor(GETS_AT_ONCE) as pool:
-        return [record for record in pool.map(read, keys) if record is not None]
+        found = list(pool.map(read, keys))
+    for sentence in found:
+        if isinstance(sentence, str) and say is not None:
+            say(sentence)
+    return [record for record in found if isinstance(record, SlideRecord)]

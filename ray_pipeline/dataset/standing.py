@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_pipeline.dataset.records import SlideRecord, encode_vector
+from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.records import SlideRecord, encode_vector, get_records
 from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.errors import NotFoundError, ObjectReplacedError
 from ray_pipeline.store import Store
@@ -99,6 +100,39 @@ def read_standing(output: Store, key: str) -> Standing | None:
         except (pa.ArrowException, KeyError, OSError, TypeError, ValueError):
             break
     return Standing(key=key)
+
+
+def standing_record(output: Store, layout: Layout, key: str, record: SlideRecord) -> SlideRecord:
+    """The record of a slide whose file stands under `key`: the one it has, or one by the file.
+
+    The one it has is kept only if it tells of this file. `record`, the run's own, comes back as it
+    is where the file is none of ours.
+    """
+    footer = read_footer(output, key)
+    if footer is None:
+        return record
+    for earlier in get_records(output, [layout.record(record.slide_id)]):
+        if earlier.status in ("done", "empty") and earlier.input_fp == footer.input_fp:
+            return replace(earlier, run=record.run)
+    standing = read_standing(output, key)
+    return record if standing is None or standing.footer is None else standing.told_in(record)
+
+
+def exists(output: Store, key: str) -> bool:
+    """Whether an object stands under `key`."""
+    try:
+        output.head(key)
+    except NotFoundError:
+        return False
+    return True
+
+
+def read_footer(output: Store, key: str) -> Footer | None:
+    """The footer of a file in the output; None when it is not one of ours."""
+    try:
+        return Footer.from_metadata(pq.read_schema(output.open_file(key)).metadata)
+    except (pa.ArrowException, NotFoundError, OSError):
+        return None
 
 
 def _read(output: Store, key: str) -> Standing:

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ray_pipeline.dataset.layout import Layout, original_name, probe_key, slide_of_output
-from ray_pipeline.dataset.schema import SLIDE_COLUMNS, Footer, embeddings_schema
+from ray_pipeline.dataset.schema import SLIDE_COLUMNS, embeddings_schema
 from ray_pipeline.dataset.staging import list_staged
 from ray_pipeline.errors import (
     NotFoundError,
@@ -118,11 +115,3 @@ def read_state(output: Store, layout: Layout) -> OutputState:
     return OutputState(
         done=dict(done), outputs=outputs, etags=etags, staged=list_staged(output, layout)
     )
-
-
-def read_footer(output: Store, key: str) -> Footer | None:
-    """The footer of a file in the output; None when it is not one of ours."""
-    try:
-        return Footer.from_metadata(pq.read_schema(output.open_file(key)).metadata)
-    except (pa.ArrowException, NotFoundError, OSError):
-        return None

@@ -39,6 +39,7 @@ def staged_slide(
     dim: int = 8,
     input_fp: str = "aaaaaaaaaaaa",
     plan_fp: str = "bbbbbbbbbbbb",
+    recipe_fp: str = "f00df00df00d",
     seed: int = 0,
     skip: tuple[int, ...] = (),
 ) -> CommitJob:
@@ -60,10 +61,10 @@ def staged_slide(
             embedding=vectors[where],
         )
         if shard not in skip:
-            put_fragment(store, Layout("f00df00df00d"), fragment)
+            put_fragment(store, Layout(recipe_fp), fragment)
     footer = Footer(
         recipe={"format": 1},
-        recipe_fp="f00df00df00d",
+        recipe_fp=recipe_fp,
         slide_id=slide_id,
         uri=f"s3://slides/{slide_id}.svs",
         etag="e1",

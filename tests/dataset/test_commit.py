@@ -15,7 +15,7 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import decode_vector, get_records
 from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.dataset.staging import list_staged
-from ray_pipeline.errors import CommitConflictError, StagingLostError, UnreachableError
+from ray_pipeline.errors import AccessError, CommitConflictError, StagingLostError, UnreachableError
 from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
 from tests.dataset.conftest import MakeJob
@@ -64,6 +64,13 @@ class RestlessStore(Store):
             # Versions of local files are whole seconds and sizes: nothing else tells them apart.
             said["etag"] = "another"
         return super().open_file(key, **said)
+
+
+class UndeletingStore(Store):
+    """A store that refuses to delete."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        raise AccessError(f"{list(keys)}: refused to delete.")
 
 
 def flaky(job: CommitJob, changes_left: int, *, lose_reply: bool = False) -> CommitJob:
@@ -240,6 +247,14 @@ def test_a_damaged_fragment_is_deleted_so_that_a_rerun_redoes_it(
     with pytest.raises(StagingLostError, match="shard 1 was damaged"):
         commit_slide(job)
     assert list_staged(job.output, LAYOUT) == {"slide-1": {job.footer.plan_fp: [0, 2]}}
+
+
+def test_a_done_slide_stays_done_when_its_fragments_can_not_be_deleted(staged: MakeJob) -> None:
+    job = staged()
+    plain = {k: v for k, v in vars(job.output).items() if k != "_backends"}
+    record = commit_slide(replace(job, output=UndeletingStore(**plain)))
+    assert record.status == "done"
+    assert job.output.head(LAYOUT.done_key("slide-1", job.footer.input_fp)).size_bytes == 0
 
 
 def test_fragments_of_another_plan_stay(staged: MakeJob) -> None:
