@@ -13,7 +13,7 @@ from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.dataset.standing import exists, standing_record
 from ray_pipeline.dataset.start import OutputState
-from ray_pipeline.errors import HistorayError, IncompleteError
+from ray_pipeline.errors import HistorayError, IncompleteError, LongNameError
 from ray_pipeline.ledger import SlideTally
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.rows import Failure
@@ -109,6 +109,8 @@ class Endings:
         The output is asked anew: another driver may have finished the slide since the start, and
         then nothing is written. What prevents it is said, and the job goes on.
         """
+        if failure.kind == LongNameError.kind:
+            return  # nothing can be named after this slide: its place is in the report
         try:
             self._record_failure(source, tally, failure)
         except (HistorayError, TypeError, ValueError) as error:

@@ -23,6 +23,7 @@
     │   ├── NoMppError               no-mpp                microns per pixel unknown or not credible
     │   ├── TooCoarseError           too-coarse            the finest level is coarser than asked
     │   ├── TooLargeError            too-large             dimensions past the limit: refused unread
+    │   ├── LongNameError            long-name             no store's path holds such a slide_id
     │   └── NormaliseError           not-normalised        no usable colour profile or staining
     └── DatasetError             the output and what was to be written disagree
         ├── IncompleteError          incomplete            shards missing at the end of the stream
@@ -177,6 +178,12 @@ class TooLargeError(SlideError):
     """Dimensions past the limit; refused before anything is decoded."""
 
     kind = "too-large"
+
+
+class LongNameError(SlideError):
+    """The slide_id, or its value of a partition column, is too long for a segment of a path."""
+
+    kind = "long-name"
 
 
 class NormaliseError(SlideError):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.layout import Layout, check_name
 from ray_pipeline.dataset.records import get_records
 from ray_pipeline.dataset.standing import read_footer
 from ray_pipeline.dataset.start import OutputState
-from ray_pipeline.errors import CommitConflictError, SourceChangedError
+from ray_pipeline.errors import CommitConflictError, LongNameError, SourceChangedError
 from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource
@@ -49,8 +49,9 @@ def choose_work(
     """
     work = Work()
     for source in sources:
-        if source.error is not None:
-            work.failures.append((source, Failure.of("list", source.error)))
+        refused = source.error or _unnameable(source, settings.partition_by)
+        if refused is not None:
+            work.failures.append((source, Failure.of("list", refused)))
             continue
         if source.slide_id not in state.outputs:
             work.todo.append(source)
@@ -77,6 +78,17 @@ def choose_work(
     if settings.retry:
         _pass_over(output, layout, work, settings.retry)
     return work
+
+
+def _unnameable(source: SlideSource, partition_by: Sequence[str]) -> LongNameError | None:
+    """The error of a slide that no folder can be named after."""
+    try:
+        check_name(source.slide_id, "slide_id", source.slide_id)
+        for name in partition_by:
+            check_name(source.slide_id, name, str(source.attributes.get(name)))
+    except LongNameError as error:
+        return error
+    return None
 
 
 def _moved(

@@ -148,3 +148,14 @@ def test_a_record_that_can_not_be_read_is_as_good_as_none(output: Store, damage:
     changed = replace(SOURCE, etag="e2")
     begun(output, changed).record_failure(changed, SlideTally(), FAILURE, said.append)
     assert (record_in(output).status, record_in(output).n_tiles, said) == ("done", 300, [])
+
+
+def test_the_failure_of_a_slide_without_a_possible_name_is_in_the_report_only(
+    output: Store,
+) -> None:
+    source = replace(SOURCE, slide_id="x" * 300)
+    run = begun(output, source)
+    ((_, failure),) = run.work.failures
+    said: list[str] = []
+    run.record_failure(source, SlideTally(), failure, said.append)
+    assert (said, list(output.list())) == ([], [])

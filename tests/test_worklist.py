@@ -80,3 +80,21 @@ def test_where_several_done_keys_stand_the_footer_decides(output: Store) -> None
     assert work.finished == []
     assert [failure.kind for _, failure in work.failures] == ["source-changed"]
     assert chosen(output, V1, retry=["source-changed"]).replacing == {"slide-1"}
+
+
+@pytest.mark.parametrize("slide_id", ["x" * 201, "ä" * 34])
+def test_a_slide_that_no_folder_can_be_named_after_is_refused_alone(
+    output: Store, slide_id: str
+) -> None:
+    work = chosen(output, replace(V1, slide_id=slide_id))
+    ((_, failure),) = work.failures
+    assert failure.kind == "long-name"
+    assert "past the 200 of a folder's name" in failure.reason
+    assert work.todo == []
+
+
+def test_the_longest_slide_id_is_committed(output: Store) -> None:
+    source = replace(V1, slide_id="x" * 200)
+    assert chosen(output, source).todo == [source]
+    commit_slide(job_of(output, source))
+    assert chosen(output, source).finished == [source]

@@ -7,16 +7,31 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
+from ray_pipeline.errors import LongNameError
+
 EMBEDDINGS_FILE = "embeddings.parquet"
 """Name of a slide's one file."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """Folder value of an absent partition value, as Hive and its readers spell it."""
+
+LONGEST_NAME_BYTES = 200
+"""Most bytes of a folder's name: local file systems end at 255, and endings are still to come."""
 
 
 def folder_name(value: str) -> str:
     """`value` percent-encoded so that it is one path segment and never `.` or `..`."""
     encoded = quote(value, safe="")
     return encoded.replace(".", "%2E") if set(encoded) == {"."} else encoded
+
+
+def check_name(slide_id: str, what: str, value: str) -> None:
+    """Raise LongNameError when no folder can be named after `value`, the slide's `what`."""
+    length = len(folder_name(value))
+    if length > LONGEST_NAME_BYTES:
+        raise LongNameError(
+            f"{slide_id}: its {what} is {length} bytes long when percent-encoded, past the "
+            f"{LONGEST_NAME_BYTES} of a folder's name; give it a shorter one in a manifest."
+        )
 
 
 def original_name(segment: str) -> str:
