@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +37,7 @@ class Windows:
         return cls(**{c: np.concatenate([getattr(part, c) for part in parts]) for c in columns})
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One compressed tile and the pixels it gives."""
 
     tile: int
@@ -76,6 +76,8 @@ def tiles_under(table: TileTable, windows: Windows, reduce: int) -> Ints:
 
 def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     """Plan the reading of `windows` at 1/`reduce` of the table's level."""
+    if not len(windows.left):
+        return BandPlan([], np.empty(0, np.int64), 0, table.columns)
     window, tile, rows, columns = _pairs(table, windows, reduce)
     width, height = reduced_tile(table, reduce)
     left, top = windows.left[window], windows.top[window]
@@ -83,36 +85,36 @@ def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     x1 = np.minimum(left + windows.width[window], (columns + 1) * width)
     y0 = np.maximum(top, rows * height)
     y1 = np.minimum(top + windows.height[window], (rows + 1) * height)
-    copies = np.stack(
-        [
-            *(window, y0 - top, y1 - top, x0 - left, x1 - left),
-            *(y0 - rows * height, y1 - rows * height),
-            *(x0 - columns * width, x1 - columns * width),
-        ],
-        axis=1,
-    )
-    unique, first, which = np.unique(tile, return_index=True, return_inverse=True)
-    # `window` rises, so the first place of a tile among the pairs tells who needs it first.
-    order = np.argsort(first, kind="stable")
-    step = np.empty(len(unique), np.int64)
-    step[order] = np.arange(len(unique))
-    step_of = step[which]
+    order, step_of = _steps(tile)
     by_step = np.argsort(step_of, kind="stable")
-    edges = np.searchsorted(step_of[by_step], np.arange(len(unique) + 1)).tolist()
-    pastes: list[Paste] = list(map(tuple, copies[by_step].tolist()))
-    steps = [
-        Step(number, pastes[start:stop])
-        for number, start, stop in zip(unique[order].tolist(), edges[:-1], edges[1:], strict=True)
-    ]
-    last_step = np.zeros(len(windows.left), np.int64)
-    np.maximum.at(last_step, window, step_of)
-    first_row = int(windows.top[-1]) // height if len(windows.top) else 0
-    return BandPlan(steps, last_step, first_row, table.columns)
+    copies = (
+        *(window, y0 - top, y1 - top, x0 - left, x1 - left),
+        *(y0 - rows * height, y1 - rows * height),
+        *(x0 - columns * width, x1 - columns * width),
+    )
+    pastes: list[Paste] = list(zip(*(part[by_step].tolist() for part in copies), strict=True))
+    edges = [0, *np.cumsum(np.bincount(step_of)).tolist()]
+    bounds = zip(order.tolist(), edges[:-1], edges[1:], strict=True)
+    steps = [Step(number, pastes[start:stop]) for number, start, stop in bounds]
+    last_step = np.maximum.reduceat(step_of, np.flatnonzero(np.diff(window, prepend=-1)))
+    return BandPlan(steps, last_step, int(windows.top[-1]) // height, table.columns)
 
 
 def reduced_tile(table: TileTable, reduce: int) -> tuple[int, int]:
     """Width and height of a compressed tile as it is read, px."""
     return -(-table.tile_width_px // reduce), -(-table.tile_height_px // reduce)
+
+
+def _steps(tile: Ints) -> tuple[Ints, Ints]:
+    """The distinct values of `tile` as they first appear, and the place among them of each."""
+    number = tile - tile.min()
+    # Of assignments to one place the last one stays: backwards, that is the first.
+    first = np.full(number.max() + 1, len(tile))
+    first[number[::-1]] = np.arange(len(tile))[::-1]
+    found = np.sort(first[first < len(tile)])
+    place = np.empty_like(first)
+    place[number[found]] = np.arange(len(found))
+    return tile[found], place[number]
 
 
 def _pairs(table: TileTable, windows: Windows, reduce: int) -> tuple[Ints, Ints, Ints, Ints]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -128,22 +128,21 @@ class BandReader:
         needed = 0
         with self._lock:
             room = self._rooms.pop() if self._rooms else np.empty(self._tile_bytes, np.uint8)
-        for step in steps:
-            tile = step.tile
+        for tile, pastes in steps:
             pixels = here.get(tile)
             if pixels is None:
                 data = loads.take(tile)
                 if data is None:
-                    for window, top, bottom, left, right, *_ in step.pastes:
+                    for window, top, bottom, left, right, *_ in pastes:
                         targets[window][top:bottom, left:right] = GLASS
                     continue
                 needed += len(data)
                 pixels = self._decoded(tile, data, room)
-            for window, top, bottom, left, right, t, b, lf, r in step.pastes:
+            for window, top, bottom, left, right, t, b, lf, r in pastes:
                 targets[window][top:bottom, left:right] = pixels[t:b, lf:r]
             if tile in keep and tile not in here:
                 self._kept[tile] = pixels.copy()
-            loads.release(tile)
+        loads.release(step.tile for step in steps)
         with self._lock:
             self._rooms.append(room)
             self._needed(needed)
@@ -207,16 +206,18 @@ class _Loads:
         index, start, stop = self._places[tile]
         return None if index < 0 else self._stream.take(index)[start:stop]
 
-    def release(self, tile: int) -> None:
-        """Say that one compressed tile is decoded."""
-        place = self._places.get(tile)
-        if place is None:
-            return
+    def release(self, tiles: Iterable[int]) -> None:
+        """Say that these compressed tiles are decoded."""
+        done = []
         with self._lock:
-            self._left[place[0]] -= 1
-            done = self._left[place[0]] == 0
-        if done:
-            self._stream.release(place[0])
+            for tile in tiles:
+                index, *_ = self._places.get(tile, (-1,))
+                if index >= 0:
+                    self._left[index] -= 1
+                    if not self._left[index]:
+                        done.append(index)
+        for index in done:
+            self._stream.release(index)
 
     def close(self) -> None:
         """Give up what is still under way."""
