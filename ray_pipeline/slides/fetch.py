@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 MOST_GAP_BYTES = 64 << 10
 """Bytes between two wanted tiles that are fetched rather than asked around."""
-GAP_SHARE = 0.015
+GAP_SHARE = 0.025
 """Of the bytes of wanted tiles, how many more may be fetched in gaps; the smallest gaps first."""
 MOST_RANGE_BYTES = 4 << 20
 """Longest request: at 30 ms a request and 80 MB/s a connection, latency is then a third of it."""
 AHEAD_BYTES = 32 << 20
 """Bytes that are fetched before they are asked for."""
-MOST_IN_FLIGHT = 16
-"""Requests at once in a process: with MOST_RANGE_BYTES more than any network gives one reader."""
+MOST_IN_FLIGHT = 48
+"""Requests at once in a process: at 30 ms a request, enough for ranges of no more than 100 KB."""
 
 Read = Callable[[int, int, int], memoryview]
 """(object, first byte, number of bytes) -> the bytes. Called on many threads at once."""
