@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
 from torch import nn
 
+from ray_pipeline.encoders.model import build_model
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import AskedPrecision, EncoderIdentity, ModelSpec, Precision
 from ray_pipeline.encoders.tensors import (
@@ -120,17 +120,6 @@ class Encoder:
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=lowered):
             pooled = self._model(images)
         return cast(npt.NDArray[np.float16], pooled.to(torch.float16).cpu().numpy())
-
-
-def build_model(spec: ModelSpec) -> nn.Module:
-    """The architecture on the meta device: all names and shapes, no memory.
-
-    Its forward pass takes float32 [N, 3, tile_px, tile_px], and gives the class token after the
-    final norm, [N, dim].
-    """
-    kwargs: dict[str, Any] = {**spec.arch_kwargs, "global_pool": "token"}
-    with torch.device("meta"):
-        return timm.create_model(spec.arch, pretrained=False, **kwargs)
 
 
 def resolve_precision(device: str, asked: AskedPrecision) -> Precision:

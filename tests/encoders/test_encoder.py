@@ -15,12 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from ray_pipeline.encoders import encoder as encoder_module
-from ray_pipeline.encoders.encoder import (
-    Encoder,
-    build_model,
-    probe_identity,
-    resolve_precision,
-)
+from ray_pipeline.encoders.encoder import Encoder, probe_identity, resolve_precision
+from ray_pipeline.encoders.model import build_model
 from ray_pipeline.encoders.registry import MODELS, get_spec
 from ray_pipeline.encoders.spec import AskedPrecision, ModelSpec, Precision
 from ray_pipeline.encoders.tensors import RandomTensors, convert_to_safetensors

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from ray_pipeline.encoders.encoder import build_model
+from ray_pipeline.encoders.model import build_model
 from ray_pipeline.encoders.registry import MODELS, get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity, ModelSpec
 from ray_pipeline.errors import SettingsError
