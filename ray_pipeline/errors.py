@@ -6,6 +6,7 @@
     │   ├── DuplicateSlideError      duplicate-slide       two slides under one slide_id
     │   ├── OffSpecError             off-spec              a tiling the model was not made for
     │   ├── WeightsError             weights-unavailable   weights not to be had, read or trusted
+    │   ├── InexactError             inexact               a faster path gives other vectors
     │   ├── RecipeMismatchError      recipe-mismatch       the output holds another recipe.json
     │   └── DoesNotFitError          does-not-fit          the plan can't fit the cluster
     ├── ClusterError             cluster               Ray gave up on the job (exit 1)
@@ -76,6 +77,12 @@ class WeightsError(UsageError):
     """Weights that can't be found, read, or trusted."""
 
     kind = "weights-unavailable"
+
+
+class InexactError(UsageError):
+    """A faster way to run a model misses the thresholds of its spec on this machine."""
+
+    kind = "inexact"
 
 
 class RecipeMismatchError(UsageError):

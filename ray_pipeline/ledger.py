@@ -44,6 +44,10 @@ class Ledger:
         self._open: dict[str, SlideTally | None] = dict.fromkeys(slide_ids)
         self.tiles = 0
         """Tiles staged in this run."""
+        self.device_s = 0.0
+        """Seconds that encoders computed for them."""
+        self.places = 0.0
+        """Places in encoders' batches that they took, those left empty among them."""
         self.tiles_planned = 0
         """Tiles of all slides whose header came, less those staged by earlier runs."""
 
@@ -68,6 +72,8 @@ class Ledger:
         elif row.shard not in tally.shards:
             tally.shards.add(row.shard)
             self.tiles += row.info["n"]
+            self.device_s += row.info.get("device_s", 0.0)
+            self.places += row.info.get("places", 0.0)
         if tally.failure is None and not tally.whole:
             return None
         del self._open[row.slide_id]

@@ -65,7 +65,9 @@ one reader's next work. A shard with pixels is larger than this and is a block b
 MOST_SLIDE_BLOCKS = 10_000
 """Blocks of the graph's input: one slide each, until there are more slides than this."""
 LARGE_MODEL = 50_000_000
-"""Parameters beyond which a CPU is so slow that it is said."""
+"""Parameters beyond which a CPU is so slow that it is said, and compiling pays."""
+ENCODE_CALLS = 2
+"""Calls under way in an encoding actor."""
 ACTOR_START_DEATHS = 3
 """Actors that may die while starting before the job gives up."""
 
@@ -216,6 +218,10 @@ class _Job:
                 self.report.tiles = ledger.tiles
                 streamed = time.monotonic() - started
                 self.report.tiles_per_s = round(ledger.tiles / streamed, 2)
+                busy = ledger.device_s / (streamed * placement.encoders)
+                self.report.device_busy_share = round(busy, 4)
+                if ledger.places:
+                    self.report.batch_fill = round(ledger.tiles / ledger.places, 4)
                 self.reporter.show(self.counts, final=True)
 
     def _stream(self, placement: Placement) -> Iterator[Any]:
@@ -236,6 +242,7 @@ class _Job:
             "device": device_of(placement),
             "batch_size": settings.batch_size,
             "threads": placement.threads,
+            "compile": compiles(settings),
         }
         on_gpu = placement.encoder_gpus > 0
         staged = self.state.staged
@@ -259,7 +266,8 @@ class _Job:
                 fn_constructor_kwargs=encoder,
                 batch_size=4 if on_gpu else 1,
                 batch_format="pyarrow",
-                compute=_pool(placement.encoders),
+                # While one call's tiles are computed, the next one's are at hand.
+                compute=_pool(placement.encoders, calls=ENCODE_CALLS),
                 num_cpus=placement.encoder_cpus,
                 num_gpus=placement.encoder_gpus if on_gpu else None,
             )
@@ -322,8 +330,21 @@ class _Job:
         self.metrics.count(counts)
 
 
-def _pool(size: int) -> ray.data.ActorPoolStrategy:
-    return ray.data.ActorPoolStrategy(min_size=size, max_size=size)
+def compiles(settings: JobSettings) -> bool:
+    """Whether encoders compile the model: minutes that a trial of some tiles would not win back."""
+    if settings.compile is not None:
+        return settings.compile
+    return get_spec(settings.model).parameters > LARGE_MODEL and not settings.max_tiles_per_slide
+
+
+def _pool(size: int, *, calls: int = 1) -> ray.data.ActorPoolStrategy:
+    """So many actors, each with so many calls under way, on a thread each."""
+    return ray.data.ActorPoolStrategy(
+        min_size=size,
+        max_size=size,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=calls > 1,
+    )
 
 
 def _commit_memory(job: CommitJob) -> int:

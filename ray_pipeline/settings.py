@@ -111,6 +111,11 @@ class JobSettings(BaseModel):
         le=4096,
         description="Tiles of one forward pass; default: by the device.",
     )
+    compile: bool | None = Field(
+        default=None,
+        description="Compile the model, which takes minutes; default: for large ones without "
+        "max_tiles_per_slide.",
+    )
     autoscaling: bool = Field(
         default=False,
         description="The cluster grows on demand: what doesn't fit yet is a warning, not an error.",

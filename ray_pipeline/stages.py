@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from ray_pipeline.dataset.layout import Layout
@@ -28,6 +28,9 @@ from ray_pipeline.slides.slide import Slide, open_slide
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
+
+if TYPE_CHECKING:
+    from ray_pipeline.encoders.feeder import Encoded
 
 
 def slide_task(source: SlideSource, staged: Mapping[str, Sequence[int]]) -> dict[str, str]:
@@ -211,7 +214,7 @@ def _source(row: ShardRow) -> tuple[str, str, object]:
 class EncodeTiles:
     """Rows with pixels -> the same rows with embeddings: float16 [n, D].
 
-    The tiles of all shards in a call fill the encoder's batches together.
+    The tiles of all shards in a call, and of calls on several threads, fill batches together.
     """
 
     def __init__(
@@ -222,6 +225,7 @@ class EncodeTiles:
         device: str = "auto",
         batch_size: int | None = None,
         threads: int | None = None,
+        compile: bool = False,  # noqa: A002 - what everyone calls it
     ) -> None:
         # torch and timm take many seconds to import: only encoding actors pay for them.
         from ray_pipeline.encoders.encoder import Encoder  # noqa: PLC0415
@@ -236,6 +240,7 @@ class EncodeTiles:
             precision=identity.precision,
             batch_size=batch_size,
             threads=threads,
+            compile=compile,
         )
         if self.encoder.identity != identity:
             raise WeightsError(
@@ -246,22 +251,25 @@ class EncodeTiles:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = list(from_table(table))
-        pixels = [row.pixels for row in rows if row.to_do and row.pixels is not None]
-        started = time.monotonic()
-        tiles = pixels[0] if len(pixels) == 1 else np.concatenate(pixels) if pixels else None
-        vectors = None if tiles is None else self.encoder.encode(tiles)
-        per_tile_s = (time.monotonic() - started) / max(1, sum(map(len, pixels)))
-        out, start = [], 0
-        for row in rows:
-            if not row.to_do or row.pixels is None or vectors is None:
-                out.append(row)
-                continue
-            stop = start + len(row.pixels)
-            info = {**row.info, "dim": vectors.shape[1]}
-            info["seconds"] = row.info["seconds"] + per_tile_s * len(row.pixels)
-            out.append(replace(row, pixels=None, embedding=vectors[start:stop], info=info))
-            start = stop
-        return to_table(out)
+        pending = [
+            self.encoder.submit(row.pixels) if row.to_do and row.pixels is not None else None
+            for row in rows
+        ]
+        return to_table(
+            row if asked is None else self._encoded(row, asked.result())
+            for row, asked in zip(rows, pending, strict=True)
+        )
+
+    @staticmethod
+    def _encoded(row: ShardRow, encoded: Encoded) -> ShardRow:
+        info = {
+            **row.info,
+            "dim": encoded.vectors.shape[1],
+            "device_s": encoded.device_s,
+            "places": encoded.places,
+            "seconds": row.info["seconds"] + encoded.device_s,
+        }
+        return replace(row, pixels=None, embedding=encoded.vectors, info=info)
 
 
 class StageShard:

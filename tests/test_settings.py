@@ -25,7 +25,7 @@ def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
     [
         ({"tile_pix": 224}, r"'tile_pix' is no known key; did you mean 'tile_px'\?"),
         ({"mpp": 100.0}, r"'mpp': .*20 \(got 100.0\)"),
-        ({"precision": "fp8"}, r"'precision': "),
+        ({"precision": "fp9"}, r"'precision': "),
         ({"output": None}, r"'output' is missing"),
         ({"retry": ["no-mp"]}, r"'retry': .*no error kind 'no-mp'; there are .*no-mpp"),
     ],

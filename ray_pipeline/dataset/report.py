@@ -51,6 +51,10 @@ class RunReport:
     """Wall seconds from start to end."""
     tiles_per_s: float = 0.0
     """tiles / seconds of streaming."""
+    device_busy_share: float = 0.0
+    """Of the seconds of streaming, how many each encoder's device computed, 0..1."""
+    batch_fill: float = 0.0
+    """Of the places in the encoders' batches, how many held a tile, 0..1."""
     gets: int = 0
     """Ranged GETs of slide data."""
     bytes_fetched: int = 0

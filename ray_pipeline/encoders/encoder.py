@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from ray_pipeline.encoders import cpu, cuda
+from ray_pipeline.encoders.agreement import Agreement, check_agreement, sample_tiles
+from ray_pipeline.encoders.feeder import Feeder, Pending, Runner
+from ray_pipeline.encoders.forward import (
+    DTYPES,
+    Encode,
+    Forward,
+    hold_products_in,
+    leave_out_unseen_tokens,
+    lower_blocks_to_fp8,
+)
 from ray_pipeline.encoders.model import build_model
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import AskedPrecision, EncoderIdentity, ModelSpec, Precision
@@ -26,20 +41,20 @@ from ray_pipeline.encoders.tensors import (
 )
 from ray_pipeline.encoders.weights import (
     WeightsSource,
+    cache_folder,
     check_original,
     local_file,
     resolve_weights,
 )
 from ray_pipeline.errors import SettingsError
 
-CUDA_BATCH_SIZE = 64
-"""Tiles per forward pass on a GPU."""
-CPU_BATCH_SIZE = 8
-"""Tiles per forward pass on a CPU: more gains nothing once the matrices fill the caches."""
+SAMPLE_TILES = {"cuda": 8, "cpu": 2}
+"""Tiles on which a faster path is compared, by device: a pass in fp32 is slow on a CPU."""
+FP8_CAPABILITY = (8, 9)
+"""Compute capability of the first GPUs that multiply float8 (NVIDIA's Ada)."""
 CPUINFO = Path("/proc/cpuinfo")
 """Where Linux lists the instruction sets of the processor."""
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _logger = logging.getLogger(__name__)
 
@@ -47,8 +62,8 @@ _logger = logging.getLogger(__name__)
 class Encoder:
     """A loaded model on one device.
 
-    `encode` may be called from several threads at once. The vector of a tile does not depend on
-    the tiles beside it: every forward pass has the same shape.
+    `encode` may be called from several threads at once: their tiles share batches. The vector of a
+    tile does not depend on the tiles beside it: every forward pass has the same shape.
     """
 
     def __init__(
@@ -60,27 +75,27 @@ class Encoder:
         precision: AskedPrecision = "auto",
         batch_size: int | None = None,
         threads: int | None = None,
+        compile: bool = False,  # noqa: A002 - what everyone calls it
     ) -> None:
         """Load the weights, strictly, onto the device.
 
-        `batch_size` is in tiles per forward pass (default: by the device). `threads` sets torch's
-        thread count for this whole process. Raises WeightsError, SettingsError.
+        `batch_size` is in tiles per forward pass (default: by the device and its memory). `threads`
+        sets torch's thread count for this whole process. With `compile`, and in fp8, a faster path
+        is made ready, which takes minutes for a large model, and compared with the reference.
+        Raises WeightsError, SettingsError, InexactError.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         self.spec = spec
         self.device = _resolve_device(device)
         resolved = resolve_precision(device, precision)
-        default = CUDA_BATCH_SIZE if self.device.type == "cuda" else CPU_BATCH_SIZE
-        self.batch_size = default if batch_size is None else batch_size
-        if self.batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise SettingsError(f"batch_size must be at least 1 tile, not {batch_size}.")
-        self._dtype = _DTYPES[resolved]
-        self._mean = torch.tensor(spec.mean, device=self.device).view(3, 1, 1)
-        self._std = torch.tensor(spec.std, device=self.device).view(3, 1, 1)
+        faster = compile or resolved == "fp8"
         model = build_model(spec)
         tensors = _open_weights(spec, source, model)
-        _hold_products_in(model, self._dtype)
+        if not faster:
+            hold_products_in(model, resolved)
         self._model = model.to_empty(device=self.device).eval().requires_grad_(False)
         self.identity = EncoderIdentity.of(
             spec,
@@ -88,45 +103,131 @@ class Encoder:
             meaningful=source.meaningful,
             precision=resolved,
         )
+        self.agreements: tuple[Agreement, Agreement] | None = None
+        """How a faster path agrees with the reference and with float32; None for the reference."""
+        encode: Encode = Forward(self._model, spec, resolved).to(self.device)
+        if faster:
+            encode, batch_size = self._made_faster(encode, batch_size, compile=compile)
+        elif batch_size is None:
+            batch_size = self._largest_batch(encode)
+        self._runner = self._runner_of(encode, batch_size)
+        self._feeder = Feeder(self._runner, spec.dim)
         if not source.meaningful:
             _logger.warning("%s has random weights: its vectors mean nothing.", spec.name)
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles per forward pass; smaller than it was once the device ran out of memory."""
+        return self._runner.batch_size
+
+    @property
+    def path(self) -> str:
+        """`reference`: plain timm under autocast; `compiled` or `fp8` else."""
+        if self.agreements is None:
+            return "reference"
+        return "fp8" if self.identity.precision == "fp8" else "compiled"
 
     def encode(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
         """Vectors float16 [N, dim] of RGB tiles uint8 [N, tile_px, tile_px, 3].
 
         Raises ValueError for any other dtype or shape.
         """
+        return self.submit(tiles).result().vectors
+
+    def submit(self, tiles: npt.NDArray[np.uint8]) -> Pending:
+        """As `encode`, without waiting: the result has the vectors and what they took."""
         side_px = self.spec.tile_px
         if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[1:] != (side_px, side_px, 3):
             raise ValueError(
                 f"{self.spec.name} takes tiles of uint8 [N, {side_px}, {side_px}, 3], "
                 f"not {tiles.dtype} {list(tiles.shape)}."
             )
-        vectors = np.empty((len(tiles), self.spec.dim), np.float16)
-        for start in range(0, len(tiles), self.batch_size):
-            part = tiles[start : start + self.batch_size]
-            batch = np.zeros((self.batch_size, *tiles.shape[1:]), np.uint8)
-            batch[: len(part)] = part
-            vectors[start : start + len(part)] = self._forward(batch)[: len(part)]
-        return vectors
+        return self._feeder.submit(tiles)
 
-    @torch.inference_mode()
-    def _forward(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
-        pixels = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
-        # Planes, and in place: a third of the time that interleaved colours take on a CPU.
-        images = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        images.div_(self.spec.preprocessing.scale).sub_(self._mean).div_(self._std)
-        lowered = self._dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self._dtype, enabled=lowered):
-            pooled = self._model(images)
-        return cast(npt.NDArray[np.float16], pooled.to(torch.float16).cpu().numpy())
+    def close(self) -> None:
+        """Let go of the device once all that was asked for is done."""
+        self._feeder.close()
+
+    @torch.no_grad()
+    def _made_faster(
+        self,
+        encode: Encode,
+        batch_size: int | None,
+        *,
+        compile: bool,  # noqa: A002
+    ) -> tuple[Encode, int]:
+        """The faster path, ready and compared, and its batch size."""
+        spec, precision = self.spec, self.identity.precision
+        sample = sample_tiles(spec.tile_px, SAMPLE_TILES[self.device.type])
+        tiles = torch.from_numpy(sample).to(self.device)
+        exact = Forward(self._model, spec, "fp32").to(self.device)(tiles)
+        hold_products_in(self._model, precision)
+        reference = encode(tiles)
+        if precision == "fp8":
+            lower_blocks_to_fp8(self._model)
+        leave_out_unseen_tokens(self._model, spec)
+        if batch_size is None:
+            batch_size = self._largest_batch(encode)
+        if compile:
+            encode = self._compiled(encode)
+        batch = torch.zeros((batch_size, *tiles.shape[1:]), dtype=torch.uint8, device=self.device)
+        parts = []
+        with _one_at_a_time():
+            for start in range(0, len(tiles), batch_size):
+                part = tiles[start : start + batch_size]
+                batch[: len(part)] = part
+                parts.append(encode(batch)[: len(part)].clone())
+        fast, plain, full = (v.float().cpu().numpy() for v in (torch.cat(parts), reference, exact))
+        path = "fp8" if precision == "fp8" else "compiled"
+        self.agreements = check_agreement(spec, path, fast, plain, full)
+        return encode, batch_size
+
+    def _compiled(self, encode: Encode) -> Encode:
+        if self.device.type == "cpu":
+            return cpu.compiled(encode)
+        dtype = DTYPES[self.identity.precision]
+        attention = cuda.fastest_attention(self._model, tokens=self.spec.tokens, dtype=dtype)
+        return cuda.compiled(encode, attention)
+
+    def _largest_batch(self, encode: Encode) -> int:
+        if self.device.type == "cpu":
+            return cpu.BATCH_SIZE
+        return cuda.largest_batch(encode, device=self.device, tile_px=self.spec.tile_px)
+
+    def _runner_of(self, encode: Encode, batch_size: int) -> Runner:
+        tile_px = self.spec.tile_px
+        if self.device.type == "cpu":
+            return cpu.CpuRunner(encode, tile_px=tile_px, batch_size=batch_size)
+        return cuda.CudaRunner(
+            encode,
+            device=self.device,
+            tile_px=tile_px,
+            dim=self.spec.dim,
+            batch_size=batch_size,
+        )
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process of this machine compile; the others then find its code in the cache."""
+    folder = cache_folder()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "compiling.lock").open("w")
+    except OSError:
+        yield  # without a place for a lock each compiles for itself
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def resolve_precision(device: str, asked: AskedPrecision) -> Precision:
     """What `asked` means on `device` (`auto`, `cpu`, `cuda`, `cuda:N`) of this machine.
 
     `auto` is fp16 on a GPU, bf16 on a CPU with AMX or AVX-512 instructions for it, else fp32.
-    Raises SettingsError for an unknown precision or device, and for fp16 on a CPU.
+    Raises SettingsError for an unknown precision or device, and for one that it does not have.
     """
     kind = _resolve_device(device).type
     if asked not in get_args(AskedPrecision):
@@ -134,6 +235,8 @@ def resolve_precision(device: str, asked: AskedPrecision) -> Precision:
         raise SettingsError(f"precision '{asked}' is not known; choose one of {names}.")
     if asked == "fp16" and kind == "cpu":
         raise SettingsError("precision fp16 needs a GPU: use bf16, fp32 or auto on a CPU.")
+    if asked == "fp8" and not _multiplies_fp8(_resolve_device(device)):
+        raise SettingsError("precision fp8 needs an NVIDIA GPU of 2022 or later: use auto here.")
     if asked != "auto":
         return asked
     if kind == "cuda":
@@ -175,17 +278,6 @@ def _open_weights(spec: ModelSpec, source: WeightsSource, model: nn.Module) -> T
     return tensors
 
 
-def _hold_products_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep matrices in the type autocast would cast them to before each product.
-
-    The results are the same bits; without it every pass casts all the weights anew (autocast
-    remembers casts of trainable parameters only).
-    """
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.to(dtype)
-
-
 @torch.inference_mode()
 def _fill(model: nn.Module, tensors: TensorSource) -> str:
     """Copy every tensor into `model` and return the digest of what was read, in one pass."""
@@ -206,6 +298,10 @@ def _resolve_device(device: str) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"device '{device}' was asked for, but torch sees no GPU here.")
     return torch.device(device)
+
+
+def _multiplies_fp8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-AskedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 """What a user can ask for; `auto` is resolved by the device's abilities."""
-Precision = Literal["fp32", "bf16", "fp16"]
-"""What matrix products are computed in; norms, residuals and softmax sums stay in fp32."""
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+"""What matrix products are computed in; norms, residuals and softmax sums stay in fp32.
+
+`fp8` is the linear layers of the blocks alone, by rows; attention and the rest are fp16."""
 Pooling = Literal["cls"]
 """`cls`: the class token after the final norm; register and patch tokens are not looked at."""
 Rgb = tuple[float, float, float]
@@ -78,6 +80,9 @@ class ModelSpec:
     """Name of the weights file in the hub repository; given wherever `hub_id` is."""
     weights_sha256: str | None = None
     """SHA-256 of that file, hex; None: not known."""
+    least_cosine: float = 0.999
+    """Of a tile's vector by a faster path to those by the reference and in float32; below it that
+    path refuses to run."""
     description: str
     """One line for `historay models`."""
 

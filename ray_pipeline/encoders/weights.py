@@ -102,7 +102,7 @@ def local_file(spec: ModelSpec, source: WeightsSource) -> Path:
     uri_hash, version_hash = (
         hashlib.sha256(text.encode()).hexdigest()[:16] for text in (source.location, source.version)
     )
-    folder = _cache_folder() / "weights"
+    folder = cache_folder() / "weights"
     target = folder / f"{uri_hash}-{version_hash}{_suffix(key)}"
     if target.exists():
         return target
@@ -199,7 +199,8 @@ def _unavailable(spec: ModelSpec, reason: str) -> WeightsError:
     )
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where this machine keeps what is costly to get again."""
     if own := os.environ.get("HISTORAY_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ray_pipeline.encoders import encoder as encoder_module
+from ray_pipeline.encoders.agreement import sample_tiles
 from ray_pipeline.encoders.encoder import Encoder, probe_identity, resolve_precision
 from ray_pipeline.encoders.model import build_model
 from ray_pipeline.encoders.registry import MODELS, get_spec
@@ -25,6 +26,14 @@ from ray_pipeline.errors import SettingsError, WeightsError
 
 Tiles = npt.NDArray[np.uint8]
 TOY = get_spec("toy")
+GIANT_DIGEST = "e79b09925deb16dc13edc5efd78b1df48f09faa340144841f18152b94670a0cd"
+# The first numbers of the real architecture's vector of the first sample tile, in float32, with its
+# seeded weights.
+GIANT_GOLDEN = [
+    *(0.501, -0.7104, 0.4507, 0.074, 0.3716, 1.2041, 0.9775, 0.5449),
+    *(-0.4683, 1.0596, 0.48, -0.853, -0.5342, 1.5928, 0.6235, 0.7744),
+    *(-0.1138, -0.4995, -2.0996, 0.5723, 0.0244, 0.0168, -1.1191, -0.1864),
+]
 TOY_DIGEST = "cb3023422561ab2ceab50b3d5b27e5433111f70795bbfad9772babfd7bfedf7d"
 
 
@@ -270,9 +279,12 @@ def test_absent_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_real_architecture_encodes_with_random_weights(tiles: Tiles) -> None:
     spec = get_spec("h-optimus-0")
     encoder = Encoder(spec, resolve_weights(spec, "random"), batch_size=2)
+    golden = encoder.encode(sample_tiles(224, 1))
+    assert cosines(golden[:, :24], np.array([GIANT_GOLDEN])).min() >= 0.999
     vectors = encoder.encode(tiles[:2])
     assert vectors.shape == (2, 1536)
     assert np.isfinite(vectors).all()
     assert cosines(vectors[:1], vectors[1:]).max() < 0.999
     assert not encoder.identity.meaningful
+    assert encoder.identity.weights_digest == GIANT_DIGEST
     assert probe_identity("h-optimus-0", "random") == encoder.identity
