@@ -1,4 +1,4 @@
-"""What is written of a slide that came to its end: its record, and the job that commits it."""
+"""What is written at the end: of a slide its record and its commit job, of a run its report."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
 from ray_pipeline.dataset.commit import CommitJob
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
+from ray_pipeline.dataset.slides_table import compact
 from ray_pipeline.dataset.standing import exists, standing_record
 from ray_pipeline.dataset.start import OutputState
-from ray_pipeline.errors import HistorayError, IncompleteError, LongNameError
+from ray_pipeline.errors import HistorayError, IncompleteError, LongNameError, StoreError
 from ray_pipeline.ledger import SlideTally
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.rows import Failure
@@ -130,6 +133,20 @@ class Endings:
             record = standing_record(self.output, layout, key, record)
         noted = replace(record, stage=failure.stage, error_kind=failure.kind, reason=failure.reason)
         put_record(self.output, layout, noted)
+
+    def close(self, say: Callable[[str], None]) -> None:
+        """End the run: its report is written and the slides table brought up to date.
+
+        Neither decides what became of the slides: what prevents one is said, and raises nothing.
+        """
+        try:
+            self.report.write(self.output, self.layout)
+        except StoreError as error:
+            say(f"the run's report could not be written: {error}")
+        try:
+            compact(self.output, self.layout, say)
+        except (HistorayError, pa.ArrowException, OSError) as error:
+            say(f"the slides table could not be brought up to date, the next run will: {error}")
 
     def partitions(self, source: SlideSource) -> dict[str, Any]:
         """The slide's values of the partition columns."""

@@ -26,7 +26,6 @@ from ray_pipeline.dataset.identity import remembered_identity
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord
 from ray_pipeline.dataset.report import RunReport, versions
-from ray_pipeline.dataset.slides_table import compact
 from ray_pipeline.dataset.start import (
     OutputState,
     check_partitions,
@@ -136,8 +135,7 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         job.run(placement)
     finally:
         report.seconds = round(time.monotonic() - started, 3)
-        compact(output, layout)
-        report.write(output, layout)
+        endings.close(reporter.say)
     return report
 
 

@@ -12,6 +12,7 @@ from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, get_records, put_record
 from ray_pipeline.dataset.report import RunReport
+from ray_pipeline.dataset.slides_table import read_slides
 from ray_pipeline.dataset.start import read_state
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
@@ -76,6 +77,9 @@ class ReadOnlyStore(Store):
 
     def put(self, key: str, data: bytes, **_said: Any) -> str:
         raise AccessError(f"{key}: {len(data)} bytes refused to write.")
+
+    def put_file(self, key: str, path: Path) -> None:
+        raise AccessError(f"{key}: {path.name} refused to write.")
 
 
 def record_in(output: Store) -> SlideRecord:
@@ -159,3 +163,19 @@ def test_the_failure_of_a_slide_without_a_possible_name_is_in_the_report_only(
     said: list[str] = []
     run.record_failure(source, SlideTally(), failure, said.append)
     assert (said, list(output.list())) == ([], [])
+
+
+def test_a_report_and_a_table_that_can_not_be_written_are_said(output: Store) -> None:
+    commit_slide(job_of(output))
+    said: list[str] = []
+    plain = {k: v for k, v in vars(output).items() if k != "_backends"}
+    replace(begun(output), output=ReadOnlyStore(**plain)).close(said.append)
+    assert [sentence.split(" could not ")[0] for sentence in said] == [
+        "the run's report",
+        "the slides table",
+    ]
+    said.clear()
+    begun(output).close(said.append)
+    assert said == []
+    assert read_slides(output, LAYOUT).num_rows == 1
+    assert list(output.list(f"{LAYOUT.state}/runs"))

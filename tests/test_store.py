@@ -98,6 +98,19 @@ def test_an_empty_object_is_an_object(root: str) -> None:
 
 
 @on_all
+def test_a_file_is_put_in_parts_and_stands_whole(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PART_BYTES", 5 << 20)  # S3 takes no smaller ones
+    store, data = Store.open(root), random.Random(3).randbytes((11 << 20) + 7)
+    store.put("a", b"what stood there")
+    (tmp_path / "local").write_bytes(data)
+    store.put_file("a", tmp_path / "local")
+    assert store.get("a") == data
+    assert [info.key for info in store.list()] == ["a"]
+
+
+@on_all
 def test_put_if_absent_writes_once(root: str) -> None:
     store = Store.open(root)
     store.put("a", b"first", if_absent=True)

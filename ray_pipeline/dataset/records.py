@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.layout import Layout, folder_name
 from ray_pipeline.errors import NotFoundError
 from ray_pipeline.store import Store
 
@@ -125,12 +125,17 @@ def get_records(
 
     def read(key: str) -> SlideRecord | str | None:
         try:
-            return SlideRecord.from_bytes(output.get(key))
+            record = SlideRecord.from_bytes(output.get(key))
         except NotFoundError:
             return None
         except (TypeError, ValueError) as error:
-            where = output.uri_of(key)
-            return f"{where} is no record ({error}) and was passed over; delete it and run again."
+            wrong = str(error)
+        else:
+            if folder_name(record.slide_id) == key.rpartition("/")[2].removesuffix(".json"):
+                return record
+            wrong = f"it tells of {record.slide_id}"
+        where = output.uri_of(key)
+        return f"{where} is no record ({wrong}) and was passed over; delete it and run again."
 
     with ThreadPoolExecutor(GETS_AT_ONCE) as pool:
         found = list(pool.map(read, keys))

@@ -1,15 +1,18 @@
 """The slides table: one row per slide, compacted from the records, so it can always be rebuilt.
 
 Compaction is incremental: one LIST of the records tells their versions, and only records whose
-version differs from the `record_etag` in the standing table are fetched.
+version differs from the `record_etag` in the standing table are fetched. What it keeps in memory
+are ids and versions, as Arrow columns; rows stream from file to file.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,35 +21,27 @@ import pyarrow.parquet as pq
 from ray_pipeline.dataset.layout import Layout, original_name
 from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
 from ray_pipeline.dataset.schema import SLIDE_COLUMNS
-from ray_pipeline.errors import NotFoundError
+from ray_pipeline.errors import NotFoundError, ObjectReplacedError
 from ray_pipeline.store import Store
 
 CHUNK_RECORDS = 2048
-"""Records turned into rows at a time: bounds memory at some 20 MB for 1,536 numbers a mean."""
+"""Rows handled at a time: bounds memory at some 20 MB for 1,536 numbers a mean."""
+READ_ATTEMPTS = 4
+"""Tries of reading a table that another driver replaces meanwhile."""
+UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError)
+"""What comes of reading a table that is none of ours, or of a record that fits no column."""
+
+T = TypeVar("T")
+Say = Callable[[str], None]
 
 
-def compact(output: Store, layout: Layout) -> int:
-    """Bring the slides table up to date with the records; returns its number of rows."""
-    versions = {
-        original_name(info.key.rpartition("/")[2].removesuffix(".json")): info
-        for info in output.list(layout.records)
-    }
-    known = _standing_versions(output, layout)
-    stale = sorted(slide for slide, info in versions.items() if known.get(slide) != info.etag)
-    gone = [slide for slide in known if slide not in versions]
-    if not stale and not gone and known:
-        return len(known)
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = []
-        for number, keys in enumerate(_chunked([versions[slide].key for slide in stale])):
-            records = get_records(output, keys)
-            path = Path(folder) / f"fresh-{number}.parquet"
-            pq.write_table(_rows([(r, versions[r.slide_id].etag) for r in records]), path)
-            fresh.append(path)
-        merged = Path(folder) / "merged.parquet"
-        count = _merge(output, layout, fresh, pa.array([*stale, *gone], pa.string()), merged)
-        output.put(layout.slides_table, merged.read_bytes())
-    return count
+def compact(output: Store, layout: Layout, say: Say) -> int:
+    """Bring the slides table up to date with the records; returns its number of rows.
+
+    Damaged records are passed over, and `say` is told of each. Two drivers may compact at once:
+    the last one's table stands, and what it lacks is newer than it, so the next run fetches it.
+    """
+    return _settled(lambda: _compact(output, layout, say))
 
 
 def read_slides(output: Store, layout: Layout) -> pa.Table:
@@ -54,82 +49,170 @@ def read_slides(output: Store, layout: Layout) -> pa.Table:
 
     Right also after a run that died before it could compact; writes nothing.
     """
-    versions = {info.key: info.etag for info in output.list(layout.records)}
-    try:
-        file = pq.ParquetFile(output.open_file(layout.slides_table))
-        names = [name for name in file.schema_arrow.names if name != "mean_embedding"]
-        table = file.read(columns=names)
-    except NotFoundError:
-        table = SLIDE_COLUMNS.empty_table().drop_columns(["mean_embedding"])
-    keys = [layout.record(slide_id) for slide_id in table["slide_id"].to_pylist()]
-    etags = table["record_etag"].to_pylist()
-    known = dict(zip(keys, etags, strict=True))
-    stale = sorted(key for key, etag in versions.items() if known.get(key) != etag)
-    current = pa.array([versions.get(key) == etag for key, etag in known.items()], pa.bool_())
-    kept = table.filter(current)
-    if not stale:
-        return kept
-    records = get_records(output, stale)
-    fresh = _rows([(record, "") for record in records]).drop_columns(["mean_embedding"])
-    schema = _unified([kept.schema, fresh.schema])
+    return _settled(lambda: _read(output, layout))
+
+
+def _compact(output: Store, layout: Layout, say: Say) -> int:
+    listed, standing = _listed(output, layout), _standing(output, layout)
+    known = _versions(standing)
+    current, stale = _compared(known, listed)
+    rows = int(pc.sum(current).as_py() or 0)
+    if standing is not None and not stale.num_rows and rows == known.num_rows:
+        return rows
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = []
+        for start in range(0, stale.num_rows, CHUNK_RECORDS):
+            path = Path(folder) / f"fresh-{start}.parquet"
+            table = _fetched(output, layout, stale.slice(start, CHUNK_RECORDS), say)
+            pq.write_table(table, path)
+            fresh.append(pq.ParquetFile(path))
+        files = [*([] if standing is None else [standing]), *fresh]
+        schema = _unified([file.schema_arrow for file in files])
+        merged = Path(folder) / "merged.parquet"
+        tables = (_conformed(table, schema) for table in _rows_of(standing, current, fresh))
+        count = _write(tables, schema, merged)
+        output.put_file(layout.slides_table, merged)
+    return count
+
+
+def _read(output: Store, layout: Layout) -> pa.Table:
+    listed, standing = _listed(output, layout), _standing(output, layout)
+    current, stale = _compared(_versions(standing), listed)
+    if standing is None:
+        kept = SLIDE_COLUMNS.empty_table().drop_columns(["mean_embedding"])
+    else:
+        names = [name for name in standing.schema_arrow.names if name != "mean_embedding"]
+        kept = standing.read(columns=names).filter(current)
+    tables = [kept]
+    for start in range(0, stale.num_rows, CHUNK_RECORDS):
+        fresh = _fetched(output, layout, stale.slice(start, CHUNK_RECORDS))
+        tables.append(fresh.drop_columns(["mean_embedding"]))
+    schema = _unified([table.schema for table in tables])
     schema = schema.remove(schema.get_field_index("mean_embedding"))
-    return pa.concat_tables([_conformed(kept, schema), _conformed(fresh, schema)])
+    return pa.concat_tables([_conformed(table, schema) for table in tables])
 
 
-def _standing_versions(output: Store, layout: Layout) -> dict[str, str]:
+def _settled(action: Callable[[], T]) -> T:
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return action()
+        except ObjectReplacedError:
+            continue  # another driver has just brought the table up to date
+    return action()
+
+
+def _listed(output: Store, layout: Layout) -> pa.Table:
+    """Ids and versions of the records that are there, by one LIST."""
+    infos = output.list(layout.records)
+    schema = pa.schema([("slide_id", pa.string()), ("record_etag", pa.string())])
+    chunks = [schema.empty_table()]
+    while chunk := list(islice(infos, CHUNK_RECORDS)):
+        names = [info.key.rpartition("/")[2].removesuffix(".json") for info in chunk]
+        columns = [list(map(original_name, names)), [info.etag for info in chunk]]
+        chunks.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(chunks).combine_chunks()
+
+
+def _standing(output: Store, layout: Layout) -> pq.ParquetFile | None:
+    """The table that stands, pinned to its version; None for none, or one that is not ours."""
     try:
         file = pq.ParquetFile(output.open_file(layout.slides_table))
-        table = file.read(columns=["slide_id", "record_etag"])
-    except (NotFoundError, pa.ArrowException, KeyError):
-        return {}
-    return dict(zip(table["slide_id"].to_pylist(), table["record_etag"].to_pylist(), strict=True))
+    except (NotFoundError, pa.ArrowException):
+        return None
+    ours = all(field in SLIDE_COLUMNS or _is_flat(field) for field in file.schema_arrow)
+    return file if ours and set(SLIDE_COLUMNS.names) <= set(file.schema_arrow.names) else None
 
 
-def _chunked(keys: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(keys), CHUNK_RECORDS):
-        yield keys[start : start + CHUNK_RECORDS]
+def _is_flat(field: pa.Field) -> bool:
+    return field.name not in SLIDE_COLUMNS.names and not pa.types.is_nested(field.type)
 
 
-def _rows(records: list[tuple[SlideRecord, str]]) -> pa.Table:
+def _versions(standing: pq.ParquetFile | None) -> pa.Table:
+    """Ids of the table's rows, in their order, and the versions of the records they tell of."""
+    if standing is None:
+        return SLIDE_COLUMNS.empty_table().select(["slide_id", "record_etag"])
+    return standing.read(columns=["slide_id", "record_etag"])
+
+
+def _compared(known: pa.Table, listed: pa.Table) -> tuple[pa.ChunkedArray, pa.Table]:
+    """Which of the table's rows still hold, and the records that must be fetched."""
+    ours, theirs = _pairs(known), _pairs(listed)
+    stale = listed.filter(pc.invert(pc.is_in(theirs, ours)))
+    return pc.is_in(ours, theirs), stale
+
+
+def _pairs(versions: pa.Table) -> pa.ChunkedArray:
+    # No version holds a line's end.
+    return pc.binary_join_element_wise(versions["record_etag"], versions["slide_id"], "\n")
+
+
+def _fetched(output: Store, layout: Layout, stale: pa.Table, say: Say | None = None) -> pa.Table:
+    versions = dict(zip(*(column.to_pylist() for column in stale.columns), strict=True))
+    records = get_records(output, list(map(layout.record, versions)), say=say)
+    return _rows([(record, versions[record.slide_id]) for record in records], say)
+
+
+def _rows(records: list[tuple[SlideRecord, str]], say: Say | None) -> pa.Table:
+    """The rows of records and their versions; a record that fits no row is left out and said."""
+    try:
+        return _table(records)
+    except UNREADABLE as error:
+        if len(records) > 1:
+            tables = [_rows([record], say) for record in records]
+            schema = _unified([table.schema for table in tables])
+            return pa.concat_tables([_conformed(table, schema) for table in tables])
+        if say is not None:
+            say(f"{records[0][0].slide_id}: its record is damaged ({error}) and was passed over.")
+        return SLIDE_COLUMNS.empty_table()
+
+
+def _table(records: list[tuple[SlideRecord, str]]) -> pa.Table:
     rows = []
     for record, etag in records:
-        mask = record.facts.get("mask") or {}
         mean = record.mean_embedding
         row: dict[str, Any] = {**vars(record), **record.facts, "record_etag": etag}
-        row["mask"] = list(mask.items())
+        row["mask"] = list(dict(record.facts.get("mask") or {}).items())
         row["mean_embedding"] = None if mean is None else decode_vector(mean)
-        rows.append({**record.attributes, **{n: row.get(n) for n in SLIDE_COLUMNS.names}})
+        rows.append({name: row.get(name) for name in SLIDE_COLUMNS.names})
     base = pa.Table.from_pylist(rows, schema=SLIDE_COLUMNS)
-    extra = sorted({name for record, _ in records for name in record.attributes})
-    for name in extra:
-        base = base.append_column(name, _column([row.get(name) for row in rows]))
+    for name in sorted({name for record, _ in records for name in record.attributes}):
+        base = base.append_column(name, _column([r.attributes.get(name) for r, _ in records]))
     return base
 
 
 def _column(values: list[Any]) -> pa.Array:
+    """A manifest's column. Lists and structs become JSON, mixed types text; all null is null."""
+    flat = [json.dumps(v) if isinstance(v, list | dict) else v for v in values]
     try:
-        column = pa.array(values)
+        return pa.array(flat)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        column = pa.array([None if value is None else str(value) for value in values])
-    return column.cast(pa.string()) if pa.types.is_null(column.type) else column
+        return pa.array([None if value is None else str(value) for value in flat])
 
 
-def _merge(output: Store, layout: Layout, fresh: list[Path], drop: pa.Array, target: Path) -> int:
-    try:
-        standing = [pq.ParquetFile(output.open_file(layout.slides_table))]
-    except (NotFoundError, pa.ArrowException):
-        standing = []
-    sources = standing + [pq.ParquetFile(path) for path in fresh]
-    schema = _unified([file.schema_arrow for file in sources])
-    count = 0
+def _rows_of(
+    standing: pq.ParquetFile | None, current: pa.ChunkedArray, fresh: Iterable[pq.ParquetFile]
+) -> Iterator[pa.Table]:
+    start = 0
+    if standing is not None:
+        for group in range(standing.num_row_groups):
+            table = standing.read_row_group(group)
+            yield table.filter(current.slice(start, table.num_rows))
+            start += table.num_rows
+    for file in fresh:
+        yield file.read()
+
+
+def _write(tables: Iterable[pa.Table], schema: pa.Schema, target: Path) -> int:
+    """Write the rows in groups of at least CHUNK_RECORDS, so that many runs leave no crumbs."""
+    waiting, count = schema.empty_table(), 0
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for file in sources:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                if file in standing:
-                    table = table.filter(pc.invert(pc.is_in(table["slide_id"], drop)))
-                writer.write_table(_conformed(table, schema))
-                count += table.num_rows
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            count += table.num_rows
+            if waiting.num_rows >= CHUNK_RECORDS:
+                writer.write_table(waiting)
+                waiting = schema.empty_table()
+        writer.write_table(waiting)
     return count
 
 
@@ -137,8 +220,12 @@ def _unified(schemas: list[pa.Schema]) -> pa.Schema:
     names = {name for schema in schemas for name in schema.names}
     fields = list(SLIDE_COLUMNS)
     for name in sorted(names - set(SLIDE_COLUMNS.names)):
-        types = {schema.field(name).type for schema in schemas if name in schema.names}
-        fields.append(pa.field(name, types.pop() if len(types) == 1 else pa.string()))
+        same = [pa.schema([schema.field(name)]) for schema in schemas if name in schema.names]
+        try:
+            # A column without a value yet takes the type of the first that comes.
+            fields.append(pa.unify_schemas(same, promote_options="permissive").field(name))
+        except pa.ArrowTypeError:
+            fields.append(pa.field(name, pa.string()))
     return pa.schema(fields)
 
 

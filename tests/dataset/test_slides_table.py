@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +19,9 @@ from ray_pipeline.dataset.records import (
     put_record,
 )
 from ray_pipeline.dataset.slides_table import compact, read_slides
+from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
+from tests.servers.s3 import S3Server
 
 LAYOUT = Layout("f00df00df00d")
 
@@ -35,6 +41,14 @@ def record(slide_id: str, **changes: object) -> SlideRecord:
     return SlideRecord(**values)  # type: ignore[arg-type]
 
 
+def compacted(output: Store) -> int:
+    """Compaction of records that are all sound."""
+    said: list[str] = []
+    count = compact(output, LAYOUT, said.append)
+    assert said == []
+    return count
+
+
 def table(output: Store) -> dict[str, dict[str, object]]:
     rows = pq.read_table(output.open_file(LAYOUT.slides_table)).to_pylist()
     return {row["slide_id"]: row for row in rows}
@@ -43,7 +57,7 @@ def table(output: Store) -> dict[str, dict[str, object]]:
 def test_one_row_per_slide_with_the_manifests_columns(output: Store) -> None:
     put_record(output, LAYOUT, record("007"))
     put_record(output, LAYOUT, record("b", status="failed", error_kind="no-mpp", facts={}))
-    assert compact(output, LAYOUT) == 2
+    assert compacted(output) == 2
     rows = table(output)
     assert (rows["007"]["site"], rows["007"]["grade"], rows["007"]["vendor"]) == (
         "liver",
@@ -59,29 +73,29 @@ def test_compaction_fetches_only_what_changed(
 ) -> None:
     for index in range(5):
         put_record(output, LAYOUT, record(f"s{index}"))
-    compact(output, LAYOUT)
+    compacted(output)
     fetched: list[str] = []
     real = get_records
 
-    def counting(store: Store, keys: list[str]) -> list[SlideRecord]:
+    def counting(store: Store, keys: list[str], **said: Any) -> list[SlideRecord]:
         fetched.extend(keys)
-        return real(store, keys)
+        return real(store, keys, **said)
 
     monkeypatch.setattr(slides_table, "get_records", counting)
     put_record(output, LAYOUT, record("s3", n_tiles=99))
     put_record(output, LAYOUT, record("s9"))
-    assert compact(output, LAYOUT) == 6
-    assert fetched == [LAYOUT.record("s3"), LAYOUT.record("s9")]
+    assert compacted(output) == 6
+    assert sorted(fetched) == [LAYOUT.record("s3"), LAYOUT.record("s9")]
     assert table(output)["s3"]["n_tiles"] == 99
     fetched.clear()
-    compact(output, LAYOUT)
+    compacted(output)
     assert fetched == []
 
 
 def test_reading_sees_records_newer_than_the_table(output: Store) -> None:
     put_record(output, LAYOUT, record("a"))
     put_record(output, LAYOUT, record("b"))
-    compact(output, LAYOUT)
+    compacted(output)
     put_record(output, LAYOUT, record("b", status="failed", error_kind="not-finite"))
     put_record(output, LAYOUT, record("c"))
     rows = {row["slide_id"]: row for row in read_slides(output, LAYOUT).to_pylist()}
@@ -94,9 +108,116 @@ def test_reading_sees_records_newer_than_the_table(output: Store) -> None:
 
 def test_a_lost_table_is_rebuilt_and_mixed_types_become_text(output: Store) -> None:
     put_record(output, LAYOUT, record("a", attributes={"grade": 2}))
-    compact(output, LAYOUT)
+    compacted(output)
     put_record(output, LAYOUT, record("b", attributes={"grade": "high", "new": True}))
-    compact(output, LAYOUT)
+    compacted(output)
     output.delete([LAYOUT.slides_table])
-    assert compact(output, LAYOUT) == 2
+    assert compacted(output) == 2
     assert [table(output)[name]["grade"] for name in "ab"] == ["2", "high"]
+
+
+@dataclass
+class RestlessStore(Store):
+    """A store where another driver replaces the table between a HEAD and the read that follows."""
+
+    replacing: list[bytes] = field(default_factory=list)
+
+    def open_file(self, key: str, **said: Any) -> RangedFile:
+        file = super().open_file(key, **said)
+        if self.replacing:
+            self.put(key, self.replacing.pop())
+        return file
+
+
+def test_two_drivers_may_compact_at_once(s3: S3Server) -> None:
+    output = Store.open(s3.bucket())
+    for index in range(3):
+        put_record(output, LAYOUT, record(f"s{index}", attributes={"site": "x" * index}))
+    compacted(output)
+    theirs = output.get(LAYOUT.slides_table)
+    put_record(output, LAYOUT, record("s3"))
+    plain = {k: v for k, v in vars(output).items() if k != "_backends"}
+    restless = RestlessStore(**plain, replacing=[theirs, theirs])
+    put_record(output, LAYOUT, record("s1", n_tiles=99))
+    compacted(output)
+    assert compacted(restless) == 4
+    assert restless.replacing == []
+    assert table(output)["s1"]["n_tiles"] == 99
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("b", b"{}"),
+        ("b", record("c").to_bytes()),
+        ("b", record("b", facts={"width_px": "wide"}).to_bytes()),
+        ("b", record("b", facts={"mask": 3}).to_bytes()),
+        ("b", record("b", facts={"level": 1 << 40}).to_bytes()),
+        ("b", record("b", mean_embedding="no base64").to_bytes()),
+    ],
+)
+def test_a_damaged_record_is_said_and_the_others_have_their_rows(
+    output: Store, name: str, damage: bytes
+) -> None:
+    put_record(output, LAYOUT, record("a"))
+    put_record(output, LAYOUT, record("c"))
+    output.put(LAYOUT.record(name), damage)
+    said: list[str] = []
+    assert compact(output, LAYOUT, said.append) == 2
+    assert (
+        set(table(output))
+        == set(read_slides(output, LAYOUT)["slide_id"].to_pylist())
+        == {
+            "a",
+            "c",
+        }
+    )
+    (sentence,) = said
+    assert "was passed over" in sentence
+
+
+def test_lists_and_structs_of_a_manifest_become_json(output: Store) -> None:
+    put_record(output, LAYOUT, record("a", attributes={"stains": ["HE"], "block": {"row": 1}}))
+    compacted(output)
+    put_record(output, LAYOUT, record("b", attributes={"stains": [1], "block": {"column": "x"}}))
+    put_record(output, LAYOUT, record("c", attributes={"stains": None, "block": "none"}))
+    assert compacted(output) == 3
+    rows = table(output)
+    assert [rows[name]["stains"] for name in "abc"] == ['["HE"]', "[1]", None]
+    assert [rows[name]["block"] for name in "abc"] == ['{"row": 1}', '{"column": "x"}', "none"]
+
+
+def test_a_column_without_a_value_yet_takes_the_type_of_the_first(output: Store) -> None:
+    put_record(output, LAYOUT, record("a", attributes={"grade": None}))
+    compacted(output)
+    put_record(output, LAYOUT, record("b", attributes={"grade": 2}))
+    compacted(output)
+    put_record(output, LAYOUT, record("c", attributes={"grade": None}))
+    compacted(output)
+    assert [table(output)[name]["grade"] for name in "abc"] == [None, 2, None]
+    put_record(output, LAYOUT, record("d", attributes={"grade": 2.5}))
+    compacted(output)
+    assert [table(output)[name]["grade"] for name in "abcd"] == [None, 2.0, None, 2.5]
+
+
+@pytest.mark.parametrize("standing", [b"", b"notes", "of another tool", "of another version"])
+def test_a_table_that_is_none_of_ours_is_built_anew(output: Store, standing: bytes | str) -> None:
+    put_record(output, LAYOUT, record("a"))
+    if isinstance(standing, bytes):
+        output.put(LAYOUT.slides_table, standing)
+    else:
+        ids = {"slide_id": ["a"], "record_etag": ["e"], "grade": [["nested"]]}
+        ours = pa.table(ids if "version" in standing else {"x": [1]})
+        sink = pa.BufferOutputStream()
+        pq.write_table(ours, sink)
+        output.put(LAYOUT.slides_table, sink.getvalue().to_pybytes())
+    assert read_slides(output, LAYOUT).num_rows == 1
+    assert compacted(output) == 1
+    assert table(output)["a"]["grade"] == 2
+
+
+def test_rows_of_many_runs_share_row_groups(output: Store) -> None:
+    for index in range(5):
+        put_record(output, LAYOUT, record(f"s{index}"))
+        compacted(output)
+    assert pq.ParquetFile(output.open_file(LAYOUT.slides_table)).num_row_groups == 1
