@@ -7,7 +7,7 @@ failed (each is named), 4 stopped on request.
 from __future__ import annotations
 
 import json
-import signal
+import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -23,10 +23,13 @@ from ray_pipeline.estimate import H100_TILES_PER_S, estimate_slides, summary
 from ray_pipeline.flags import with_settings_flags
 from ray_pipeline.progress import Reporter
 from ray_pipeline.recipe import tiling_of, tissue_rule_of
-from ray_pipeline.settings import load_settings
+from ray_pipeline.settings import JobSettings, load_settings
+from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
 
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 2, 3, 4
+STOPPED = "stopped on request; resume with the same command.\n"
+"""What standard error ends with on exit code 4."""
 
 app = typer.Typer(
     name="historay",
@@ -77,22 +80,31 @@ def embed(config: Config = None, as_json: AsJson = False, *, flags: dict[str, An
 
     The same command run again goes on where an earlier run stopped, and retries what failed.
     """
-    settings = load_settings(config, flags)
-    from ray_pipeline.cluster import disconnect  # noqa: PLC0415 (Ray takes seconds)
-    from ray_pipeline.pipeline import embed as run_job  # noqa: PLC0415
-
-    signal.signal(signal.SIGTERM, _stop)
-    # Ray prints what its nodes have to say on standard output, which is the report's alone.
-    with redirect_stdout(sys.stderr):
-        report = run_job(settings, Reporter())
-        disconnect()
+    stop = Stop(_exit_at_once)
+    try:
+        with stop.listening():
+            report = _embedded(load_settings(config, flags), stop)
+    except KeyboardInterrupt:
+        sys.stderr.write(STOPPED)
+        raise typer.Exit(EXIT_STOPPED) from None
     _say(_told(report))
     if as_json:
         _say(json.dumps(report.to_dict()))
     if report.stopped:
-        sys.stderr.write("stopped on request; resume with the same command.\n")
+        sys.stderr.write(STOPPED)
         raise typer.Exit(EXIT_STOPPED)
     raise typer.Exit(EXIT_SOME_FAILED if report.slides_failed else 0)
+
+
+def _embedded(settings: JobSettings, stop: Stop) -> RunReport:
+    from ray_pipeline.cluster import disconnect  # noqa: PLC0415 (Ray takes seconds)
+    from ray_pipeline.pipeline import embed as run_job  # noqa: PLC0415
+
+    # Ray prints what its nodes have to say on standard output, which is the report's alone.
+    with redirect_stdout(sys.stderr):
+        report = run_job(settings, Reporter(), stop)
+        disconnect()
+    return report
 
 
 @app.command()
@@ -328,8 +340,10 @@ def _aligned(rows: list[Cells]) -> str:
     return "\n".join(lines)
 
 
-def _stop(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _exit_at_once() -> NoReturn:
+    # No clean-up, which may be what hangs; and no buffered stream, which may be in use.
+    os.write(sys.stderr.fileno(), STOPPED.encode())
+    os._exit(EXIT_STOPPED)
 
 
 def _say(text: str) -> None:

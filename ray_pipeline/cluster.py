@@ -28,7 +28,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _hushed_stderr():
+    with warnings.catch_warnings(), _hushed_stderr(), _exit_is_stop():
         warnings.simplefilter("ignore")
         if os.environ.get("RAY_ADDRESS"):
             try:
@@ -50,6 +50,17 @@ def connect() -> None:
 def disconnect() -> None:
     """Leave the cluster, and end it where `connect` started it. Ray prints nothing after this."""
     ray.shutdown()
+
+
+@contextmanager
+def _exit_is_stop() -> Iterator[None]:
+    """Until Ray is up, its own handler makes an exit of SIGTERM: here it is a KeyboardInterrupt."""
+    try:
+        yield
+    except SystemExit as exit_:
+        if exit_.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None
 
 
 @contextmanager

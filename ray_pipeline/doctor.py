@@ -62,10 +62,7 @@ def _findings(settings: JobSettings) -> Iterator[Finding]:
 
 
 def _placed(placement: Placement) -> str:
-    return (
-        f"{placement.encoders} encoders on {pipeline.device_of(placement)}, "
-        f"{placement.readers} readers"
-    )
+    return f"{placement.encoders} encoders on {placement.device}, {placement.readers} readers"
 
 
 def _weights(settings: JobSettings, placement: Placement | None) -> Iterator[Finding]:
@@ -78,7 +75,7 @@ def _weights(settings: JobSettings, placement: Placement | None) -> Iterator[Fin
         if placement is None:
             return
         identity = pipeline.resolve_identity(settings, None, placement)
-        device = pipeline.device_of(placement)
+        device = placement.device
         yield Finding(
             what="encoder",
             ok=True,

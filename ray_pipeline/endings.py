@@ -134,8 +134,8 @@ class Endings:
         noted = replace(record, stage=failure.stage, error_kind=failure.kind, reason=failure.reason)
         put_record(self.output, layout, noted)
 
-    def close(self, say: Callable[[str], None]) -> None:
-        """End the run: its report is written and the slides table brought up to date.
+    def close(self, say: Callable[[str], None], *, in_haste: bool = False) -> None:
+        """End the run: its report is written and, unless `in_haste`, the slides table compacted.
 
         Neither decides what became of the slides: what prevents one is said, and raises nothing.
         """
@@ -143,6 +143,8 @@ class Endings:
             self.report.write(self.output, self.layout)
         except StoreError as error:
             say(f"the run's report could not be written: {error}")
+        if in_haste:
+            return
         try:
             compact(self.output, self.layout, say)
         except (HistorayError, pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""The batch flow, and the one file that knows Ray.
+"""The batch flow.
 
     slides to do -> PlanSlide -> ReadTiles -> EncodeTiles -> StageShard -> ledger -> commit_slide
                     tasks        CPU actors    GPU actors     tasks         driver    tasks
@@ -9,10 +9,8 @@ commit of a slide when all its shards are staged.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -36,13 +34,12 @@ from ray_pipeline.dataset.start import (
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.endings import Endings, incomplete
-from ray_pipeline.errors import DoesNotFitError
+from ray_pipeline.errors import ClusterError, DoesNotFitError
+from ray_pipeline.graph import LARGE_MODEL, Graph, StopSign, polled
 from ray_pipeline.ledger import Ledger, SlideTally
 from ray_pipeline.metrics import ReadMetrics
 from ray_pipeline.placement import (
     COMMIT_CPUS,
-    PLAN_CPUS,
-    STAGE_CPUS,
     Placement,
     check_fit,
     choose_placement,
@@ -52,31 +49,25 @@ from ray_pipeline.recipe import Recipe, recipe_of, tiling_of
 from ray_pipeline.rows import Failure, from_table
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource, find_slides
-from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard, slide_task
+from ray_pipeline.stages import slide_task
+from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
 from ray_pipeline.worklist import Work, choose_work
 
 COMMITS_IN_FLIGHT = 8
 """Commit tasks at once: bounds memory on the nodes and load on the store."""
-PLAN_BLOCK_BYTES = 24 << 10
-"""Ray's block size. A planned shard is some 3 KB, so a block of plan rows is about eight shards:
-one reader's next work. A shard with pixels is larger than this and is a block by itself."""
-MOST_SLIDE_BLOCKS = 10_000
-"""Blocks of the graph's input: one slide each, until there are more slides than this."""
-LARGE_MODEL = 50_000_000
-"""Parameters beyond which a CPU is so slow that it is said, and compiling pays."""
-ENCODE_CALLS = 2
-"""Calls under way in an encoding actor."""
-ACTOR_START_DEATHS = 3
-"""Actors that may die while starting before the job gives up."""
+LOOK_EVERY_S = 0.5
+"""Seconds between two looks at what else there is to do while nothing comes."""
 
 
-def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
+def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -> RunReport:
     """Embed every slide of the job that its output does not hold yet.
 
     Slides that fail are in the report, each with its reason. Raises UsageError or StoreError when
-    the job can't start at all; nothing that was already written is ever lost.
+    the job can't start at all; nothing that was already written is ever lost. `stop` ends it early:
+    then shards in flight are staged, and the report says so.
     """
+    stop = stop or Stop()
     started, run = time.monotonic(), _run_name()
     tiling_of(settings)
     sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
@@ -130,12 +121,14 @@ def embed(settings: JobSettings, reporter: Reporter) -> RunReport:
         partition_by=tuple(settings.partition_by),
     )
     metrics = ReadMetrics(recipe.fingerprint)
-    job = _Job(settings, recipe, output, state, report, reporter, work, endings, metrics)
+    job = _Job(settings, recipe, output, state, report, reporter, work, endings, metrics, stop)
     try:
-        job.run(placement)
+        with stop.deferred():
+            job.run(placement)
     finally:
+        report.stopped = stop.asked
         report.seconds = round(time.monotonic() - started, 3)
-        endings.close(reporter.say)
+        endings.close(reporter.say, in_haste=stop.asked)
     return report
 
 
@@ -148,18 +141,13 @@ def resolve_identity(
     """
     probe = ray.remote(num_cpus=0.1, num_gpus=placement.encoder_gpus)(remembered_identity)
     reference = probe.remote(
-        output, settings.model, settings.weights, settings.precision, device_of(placement)
+        output, settings.model, settings.weights, settings.precision, placement.device
     )
     try:
         identity: EncoderIdentity = ray.get(reference)
     except RayTaskError as error:
         raise own_error(error) from None
     return identity
-
-
-def device_of(placement: Placement) -> str:
-    """The device of the encoding actors: `cuda` or `cpu`."""
-    return "cuda" if placement.encoder_gpus > 0 else "cpu"
 
 
 def _run_name() -> str:
@@ -179,6 +167,7 @@ class _Job:
     work: Work
     endings: Endings
     metrics: ReadMetrics
+    stop: Stop
     counts: Counts = field(default_factory=Counts)
     commits: dict[Any, tuple[SlideSource, SlideTally]] = field(default_factory=dict)
 
@@ -187,30 +176,42 @@ class _Job:
         todo = {source.slide_id: source for source in self.work.todo}
         self.counts.slides = len(todo) + len(self.work.failures)
         for source, failure in self.work.failures:
+            if self.stop.asked:
+                return
             self._fail(source, failure, SlideTally())
-        if not todo:
-            return
+        if todo:
+            self._stream(todo, placement)
+
+    def _stream(self, todo: dict[str, SlideSource], placement: Placement) -> None:
         self.report.encoders_loaded = placement.encoders
-        ledger = Ledger(todo)
+        staged = self.state.staged
+        tasks = [slide_task(source, staged.get(source.slide_id, {})) for source in self.work.todo]
+        ledger, stop_sign = Ledger(todo), StopSign()
+        graph = Graph(
+            settings=self.settings,
+            recipe=self.recipe,
+            output=self.output,
+            placement=placement,
+            stop_sign=stop_sign,
+        )
         started = time.monotonic()
         with self.reporter:
             try:
-                for table in self._stream(placement):
-                    for row in from_table(table):
-                        tally = ledger.add(row)
-                        self.counts.slides_planned += row.is_header
-                        if tally is not None:
-                            self._end(todo[row.slide_id], tally)
-                    self.counts.tiles = ledger.tiles
-                    self.counts.tiles_planned = ledger.tiles_planned
+                for table in polled(graph.rows(tasks), LOOK_EVERY_S):
+                    if table is not None:
+                        self._take(table, ledger, todo)
                     self._collect(COMMITS_IN_FLIGHT - 1)
                     self.reporter.show(self.counts)
-                for slide_id, tally in ledger.unfinished():
-                    self._end(todo[slide_id], tally)
-            except KeyboardInterrupt:
-                self.report.stopped = True
-            except RayError as error:
-                raise own_error(error) from None
+                    if self.stop.asked:
+                        stop_sign.set()
+                        if self._out_of_time:
+                            break
+                if not self.stop.asked:
+                    for slide_id, tally in ledger.unfinished():
+                        self._end(todo[slide_id], tally)
+            except ClusterError:
+                if not self.stop.asked:  # else the cluster was told to stop, too
+                    raise
             finally:
                 self._collect(0)
                 self.report.tiles = ledger.tiles
@@ -222,61 +223,18 @@ class _Job:
                     self.report.batch_fill = round(ledger.tiles / ledger.places, 4)
                 self.reporter.show(self.counts, final=True)
 
-    def _stream(self, placement: Placement) -> Iterator[Any]:
-        """The graph; yields small Arrow tables of finished rows."""
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context.max_consecutive_actor_init_deaths = ACTOR_START_DEATHS
-        # Sizing blocks here, not by repartition(), whose tasks would hold a whole CPU each.
-        context.target_max_block_size = PLAN_BLOCK_BYTES
-        settings, recipe = self.settings, self.recipe
-        plan = PlanSlide(
-            recipe.tiling, recipe.tissue, recipe.normalise, settings.max_tiles_per_slide
-        )
-        encoder = {
-            "identity": recipe.encoder,
-            "weights": settings.weights,
-            "device": device_of(placement),
-            "batch_size": settings.batch_size,
-            "threads": placement.threads,
-            "compile": compiles(settings),
-        }
-        on_gpu = placement.encoder_gpus > 0
-        staged = self.state.staged
-        tasks = [slide_task(source, staged.get(source.slide_id, {})) for source in self.work.todo]
-        rows = (
-            ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_SLIDE_BLOCKS))
-            .map_batches(plan.__call__, batch_size=1, batch_format="pyarrow", num_cpus=PLAN_CPUS)
-            .map_batches(
-                ReadTiles,
-                fn_constructor_kwargs={
-                    "normalise": recipe.normalise,
-                    "threads": placement.reader_threads,
-                },
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=_pool(placement.readers),
-                num_cpus=placement.reader_cpus,
-            )
-            .map_batches(
-                EncodeTiles,
-                fn_constructor_kwargs=encoder,
-                batch_size=4 if on_gpu else 1,
-                batch_format="pyarrow",
-                # While one call's tiles are computed, the next one's are at hand.
-                compute=_pool(placement.encoders, calls=ENCODE_CALLS),
-                num_cpus=placement.encoder_cpus,
-                num_gpus=placement.encoder_gpus if on_gpu else None,
-            )
-            .map_batches(
-                StageShard(self.output, recipe.fingerprint).__call__,
-                batch_size=1,
-                batch_format="pyarrow",
-                num_cpus=STAGE_CPUS,
-            )
-        )
-        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    def _take(self, table: Any, ledger: Ledger, todo: dict[str, SlideSource]) -> None:
+        for row in from_table(table):
+            tally = ledger.add(row)
+            self.counts.slides_planned += row.is_header
+            if tally is not None:
+                self._end(todo[row.slide_id], tally)
+        self.counts.tiles = ledger.tiles
+        self.counts.tiles_planned = ledger.tiles_planned
+
+    @property
+    def _out_of_time(self) -> bool:
+        return self.stop.overdue(self.settings.stop_grace_s)
 
     def _end(self, source: SlideSource, tally: SlideTally) -> None:
         if tally.failure is not None:
@@ -290,24 +248,45 @@ class _Job:
             self.commits[reference] = (source, tally)
 
     def _collect(self, leave: int) -> None:
-        """Take in finished commits; wait until at most `leave` are in flight."""
+        """Take in finished commits; wait until at most `leave` are in flight.
+
+        Those that a stop leaves no time for stay undone, and so do those that no node takes.
+        """
+        since = time.monotonic()
         while self.commits:
-            waiting = list(self.commits)
-            timeout = None if len(waiting) > leave else 0
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout)
-            if not ready:
+            must = len(self.commits) > leave
+            ready, _ = ray.wait(
+                list(self.commits), num_returns=1, timeout=LOOK_EVERY_S if must else 0
+            )
+            if ready:
+                self._committed(ready[0])
+                since = time.monotonic()
+            elif not must or self._out_of_time:
                 return
-            source, tally = self.commits.pop(ready[0])
-            try:
-                record: SlideRecord = ray.get(ready[0])
-            except RayError as error:
-                self._fail(source, Failure.of("commit", own_error(error)), tally)
-                continue
-            self.report.slides_done += 1
-            self.report.slides_empty += record.status == "empty"
-            self.report.tiles_resumed += tally.tiles_resumed
-            self._count_reads(tally)
-            self.counts.slides_done += 1
+            elif time.monotonic() - since > self.settings.no_progress_s:
+                self._give_up_commits()
+
+    def _committed(self, reference: Any) -> None:
+        source, tally = self.commits.pop(reference)
+        try:
+            record: SlideRecord = ray.get(reference)
+        except RayError as error:
+            self._fail(source, Failure.of("commit", own_error(error)), tally)
+            return
+        self.report.slides_done += 1
+        self.report.slides_empty += record.status == "empty"
+        self.report.tiles_resumed += tally.tiles_resumed
+        self._count_reads(tally)
+        self.counts.slides_done += 1
+
+    def _give_up_commits(self) -> None:
+        for source, tally in self.commits.values():
+            error = ClusterError(
+                f"{source.slide_id}: no commit ended in {self.settings.no_progress_s:g} s; all its "
+                "shards are staged: look at the cluster, then run again to go on."
+            )
+            self._fail(source, Failure.of("commit", error), tally)
+        self.commits.clear()
 
     def _fail(self, source: SlideSource, failure: Failure, tally: SlideTally) -> None:
         self.report.slides_failed += 1
@@ -326,23 +305,6 @@ class _Job:
         self.report.bytes_needed += counts.bytes_needed
         self.report.retries += counts.retries
         self.metrics.count(counts)
-
-
-def compiles(settings: JobSettings) -> bool:
-    """Whether encoders compile the model: minutes that a trial of some tiles would not win back."""
-    if settings.compile is not None:
-        return settings.compile
-    return get_spec(settings.model).parameters > LARGE_MODEL and not settings.max_tiles_per_slide
-
-
-def _pool(size: int, *, calls: int = 1) -> ray.data.ActorPoolStrategy:
-    """So many actors, each with so many calls under way, on a thread each."""
-    return ray.data.ActorPoolStrategy(
-        min_size=size,
-        max_size=size,
-        max_concurrent_calls_per_actor=calls,
-        enable_true_multi_threading=calls > 1,
-    )
 
 
 def _commit_memory(job: CommitJob) -> int:

@@ -51,6 +51,11 @@ class Placement:
     """GPUs of each."""
 
     @property
+    def device(self) -> str:
+        """The device of the encoding actors: `cuda` or `cpu`."""
+        return "cuda" if self.encoder_gpus > 0 else "cpu"
+
+    @property
     def threads(self) -> int | None:
         """Threads of one encoder: its CPUs when it computes on them, else the library's choice."""
         return max(1, int(self.encoder_cpus)) if self.encoder_gpus == 0 else None

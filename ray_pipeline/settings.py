@@ -120,6 +120,14 @@ class JobSettings(BaseModel):
         default=False,
         description="The cluster grows on demand: what doesn't fit yet is a warning, not an error.",
     )
+    stop_grace_s: float = Field(
+        default=20,
+        ge=0,
+        description="Seconds that SIGTERM or Ctrl-C leaves for staging what is in flight.",
+    )
+    no_progress_s: float = Field(
+        default=1800, gt=0, description="Give up when nothing at all has moved for so many seconds."
+    )
 
     @field_validator("weights")
     @classmethod

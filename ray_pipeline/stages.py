@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from itertools import groupby
@@ -139,11 +139,17 @@ class ReadTiles:
     """Shard rows -> the same rows with pixels: uint8 [n, tile_px, tile_px, 3].
 
     Shards of one slide that follow each other are read in one go, so that bytes are fetched ahead
-    across them; the last slide stays open.
+    across them; the last slide stays open. Once `stopped` says so, shards that are not read yet are
+    left out: who asked for it knows, and a later run reads them.
     """
 
-    def __init__(self, normalise: NormaliseRule, threads: int = 1) -> None:
-        self._rule, self._threads = normalise, threads
+    def __init__(
+        self,
+        normalise: NormaliseRule,
+        threads: int = 1,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._rule, self._threads, self._stopped = normalise, threads, stopped
         self._slide: Slide | None = None
         self._opened: tuple[str, str, object] | None = None
 
@@ -156,7 +162,7 @@ class ReadTiles:
     def read(self, rows: Sequence[ShardRow]) -> Iterator[ShardRow]:
         """The pixels of shards of one slide, or their failures, in their order."""
         done = 0
-        while done < len(rows):
+        while done < len(rows) and not self._stopped():
             started = time.monotonic()
             try:
                 slide = self._open(rows[done])
@@ -180,6 +186,8 @@ class ReadTiles:
                     costs["seconds"] = time.monotonic() - started
                     yield replace(rows[done], pixels=pixels, info={**rows[done].info, **costs})
                     done += 1
+                    if self._stopped():
+                        return
                     started, before = time.monotonic(), copy(slide.counts)
             except (SlideError, StoreError) as error:
                 self.close()

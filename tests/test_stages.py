@@ -99,6 +99,16 @@ def test_a_slide_replaced_between_planning_and_reading_is_a_failure(
     assert row.failure.kind == "source-replaced"
 
 
+def test_a_reader_that_is_told_to_stop_begins_no_further_shard(slide: str) -> None:
+    header, *shards = planned(slide)
+    told = iter([False, True, True])
+    reader = ReadTiles(NormaliseRule(), stopped=lambda: next(told))
+    rows = [row for table in reader(to_table([header, *shards])) for row in from_table(table)]
+    assert [row.shard for row in rows] == [header.shard, 0]
+    assert rows[1].pixels is not None
+    assert rows[1].failure is None
+
+
 def test_an_actor_with_other_weights_refuses_to_work() -> None:
     identity = probe_identity("toy", None, "fp32", "cpu")
     changed = type(identity).from_json({**identity.to_json(), "weights_digest": "0" * 64})

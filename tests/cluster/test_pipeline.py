@@ -13,7 +13,7 @@ import tifffile
 
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.report import RunReport
-from ray_pipeline.errors import DoesNotFitError, RecipeMismatchError
+from ray_pipeline.errors import ClusterError, DoesNotFitError, RecipeMismatchError
 from ray_pipeline.pipeline import embed
 from ray_pipeline.progress import Reporter
 from ray_pipeline.settings import JobSettings
@@ -115,6 +115,13 @@ def test_a_plan_that_can_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(DoesNotFitError, match="no node has room"):
         job(manifest, tmp_path / "out", readers=8, reader_cpus=1.0)
     assert not list((tmp_path / "out").glob("embeddings/**/*.parquet"))
+
+
+def test_a_job_in_which_nothing_moves_ends_and_says_where(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"nothing moved for 0.01 s: .* run again to go on"):
+        job(manifest, tmp_path / "out", no_progress_s=0.01)
+    (report,) = (tmp_path / "out").glob("_state/*/runs/*.json")
+    assert json.loads(report.read_text())["stopped"] is False
 
 
 def test_formats_colours_and_counts_go_through_the_graph(tmp_path: Path) -> None:

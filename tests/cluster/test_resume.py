@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 import pyarrow as pa
@@ -92,22 +94,67 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(s3: S3Server, slides:
     assert np.array_equal(np.stack(one["embedding"]), np.stack(other["embedding"]))
 
 
+def under_way(process: Popen[str], output: Path) -> None:
+    """Wait until the first shard is staged."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not list(output.glob("_state/*/staging/*/*/*.arrow")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.timeout(600)
 def test_a_termination_signal_stops_it_and_the_same_command_resumes(
     slides: Path, tmp_path: Path
 ) -> None:
-    job = ["--slides", f"{slides}/", "--output", str(tmp_path / "out"), "--model", "toy", "--json"]
+    output = tmp_path / "out"
+    job = ["--slides", f"{slides}/", "--output", str(output), "--model", "toy", "--json"]
     process = start("embed", *job)
-    deadline = time.monotonic() + DEADLINE_S
-    while not list((tmp_path / "out").glob("_state/*/staging/*/*/*.arrow")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    under_way(process, output)
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 4, stderr
-    assert "resume with the same command" in stderr
-    assert json.loads(stdout.splitlines()[-1])["stopped"] is True
+    assert stderr.endswith("stopped on request; resume with the same command.\n")
+    assert "Traceback" not in stderr
+    told = json.loads(stdout.splitlines()[-1])
+    assert (told["stopped"], told["slides_failed"]) == (True, 0)
+    (report,) = output.glob("_state/*/runs/*.json")
+    assert json.loads(report.read_text())["stopped"] is True
+    store = Store.open(str(output))
+    done = sum(pq.read_metadata(path).num_rows for path in output.glob("embeddings/**/*.parquet"))
+    waiting = sum(staged(store).values())
+    assert told["tiles"] <= done + 256 * waiting, "what was counted is kept"
     rerun = historay("embed", *job)
     assert rerun.code == 0, rerun.stderr
-    assert set(outputs(Store.open(str(tmp_path / "out")))) == set("abcd")
+    assert set(outputs(store)) == set("abcd")
+    assert rerun.json["tiles_resumed"] > 256 * (waiting - 4)
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_before_anything_is_under_way_stops_it_too(slides: Path, tmp_path: Path) -> None:
+    process = start(
+        *("embed", "--slides", f"{slides}/", "--output", str(tmp_path / "out"), "--model", "toy")
+    )
+    deadline = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "out").exists():  # the probe of the store, just before Ray starts
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert (process.returncode, "Traceback" in stderr) == (4, False), stderr
+    assert stderr.endswith("stopped on request; resume with the same command.\n")
+
+
+@pytest.mark.timeout(300)
+def test_a_second_signal_ends_it_at_once(slides: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    job = ["--slides", f"{slides}/", "--output", str(output), "--model", "toy"]
+    process = start("embed", *job, "--stop-grace-s", "3600")
+    under_way(process, output)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to all of its group
+        time.sleep(0.2)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 4, stderr
+    assert stderr.endswith("stopped on request; resume with the same command.\n")
+    assert list(output.glob("_state/*/runs/*.json")) == []
