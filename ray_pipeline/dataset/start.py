@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,30 +17,44 @@ from ray_pipeline.errors import (
     PreconditionError,
     RecipeMismatchError,
     SettingsError,
+    StoreError,
+    UnreachableError,
     UnsupportedError,
 )
 from ray_pipeline.store import Store
+
+PROBE_ATTEMPTS = 4
+"""Writes of the probe: two, and as many again whose reply is lost."""
 
 
 def probe_conditional(output: Store, run: str) -> bool:
     """Whether the store honours `If-None-Match: *`, learnt by writing one key twice.
 
-    Raises the store's error when the output can't be written at all.
+    The key is this run's alone, so a refusal, whenever it comes, means that an earlier write of it
+    took place, though its reply may be lost. Raises the store's error when the output can't be
+    written at all.
     """
-    key = probe_key(run)
+    key, written = probe_key(run), 0
     try:
-        try:
-            output.put(key, b"1", if_absent=True)
-        except UnsupportedError:
-            output.put(key, b"1")
-            return False
-        try:
-            output.put(key, b"2", if_absent=True)
-        except PreconditionError:
-            return True
+        for attempt in range(PROBE_ATTEMPTS):
+            try:
+                output.put(key, b"", if_absent=True)
+            except PreconditionError:
+                return True
+            except UnsupportedError:
+                output.put(key, b"")
+                return False
+            except UnreachableError:
+                if attempt == PROBE_ATTEMPTS - 1:
+                    raise
+            else:
+                written += 1
+                if written == 2:
+                    return False
         return False
     finally:
-        output.delete([key])
+        with suppress(StoreError):  # a probe that stays harms nobody
+            output.delete([key])
 
 
 def claim_recipe(
@@ -48,18 +63,19 @@ def claim_recipe(
     """Write `recipe.json` once; raise RecipeMismatchError when a different one stands there."""
     # Through JSON and back, as the standing one came: tuples become lists.
     mine = json.loads(json.dumps({"recipe": recipe, "partition_by": list(partition_by)}))
-    try:
-        standing = json.loads(output.get(layout.recipe))
-    except NotFoundError:
+    standing = _standing_recipe(output, layout)
+    if standing is None:
         text = json.dumps(mine, indent=1, sort_keys=True).encode()
         try:
             output.put(layout.recipe, text, if_absent=True)
-            return
         except UnsupportedError:
             output.put(layout.recipe, text)
-            return
-        except PreconditionError:
-            standing = json.loads(output.get(layout.recipe))
+        except (PreconditionError, UnreachableError):
+            standing = _standing_recipe(output, layout)  # another driver's, or ours
+            if standing is None:
+                raise
+    if standing is None:
+        return
     if standing.get("partition_by", []) != mine["partition_by"]:
         raise RecipeMismatchError(
             f"partition_by: {list(partition_by)}: {output.uri} was begun with "
@@ -71,6 +87,21 @@ def claim_recipe(
             f"{output.uri_of(layout.recipe)} holds another recipe under the same fingerprint; "
             "use another output."
         )
+
+
+def _standing_recipe(output: Store, layout: Layout) -> dict[str, Any] | None:
+    try:
+        standing = json.loads(output.get(layout.recipe))
+    except NotFoundError:
+        return None
+    except ValueError:
+        standing = None
+    if not isinstance(standing, dict):
+        raise RecipeMismatchError(
+            f"{output.uri_of(layout.recipe)} is damaged: delete it and run again, which writes it "
+            "anew."
+        )
+    return standing
 
 
 def check_partitions(partition_by: Sequence[str], attributes: Sequence[str]) -> None:
