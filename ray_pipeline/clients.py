@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -68,7 +69,10 @@ def _client(
             return GCSStore(bucket, **common)
         base = emulator if "://" in emulator else f"http://{emulator}"
         options["allow_http"] = base.startswith("http://")
-        config: Any = {"base_url": base.rstrip("/"), "skip_signature": True}
+        # Not `skip_signature`: writes ask this machine for a token all the same.
+        unsigned = {"gcs_base_url": base.rstrip("/"), "disable_oauth": True}
+        unsigned |= {"client_email": "", "private_key": "", "private_key_id": ""}
+        config: Any = {"service_account_key": json.dumps(unsigned)}
         return GCSStore(bucket, config=config, **common)
     if scheme == "az":
         options["allow_http"] = said.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")

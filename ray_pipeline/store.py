@@ -214,8 +214,8 @@ class Store:
         """Write one object in a single PUT and return its etag ("" where the store tells none).
 
         `if_absent` sends `If-None-Match: *`, `if_match` sends `If-Match`; PreconditionError
-        when the condition does not hold. Local folders have no `If-Match`: there the version
-        is compared just before the write.
+        when the condition does not hold. Where a version can't be sent (local folders, versions
+        of the form `~size-mtime`), it is compared just before the write.
         """
         if len(data) > SINGLE_PUT_LIMIT_BYTES:
             raise StoreError(
@@ -223,12 +223,8 @@ class Store:
                 "use a larger stride or tissue threshold for this slide."
             )
         mode: Any = "create" if if_absent else "overwrite"
-        if if_match is not None and self.scheme == "file":
-            if self.head(key).etag != if_match:
-                raise PreconditionError(f"{self.uri_of(key)} is no longer version {if_match}.")
-        elif if_match is not None:
-            # Unquoted: Ceph's gateway takes no other form on PUT, and the clouds take both.
-            mode = {"e_tag": if_match}
+        if if_match is not None:
+            mode = self._mode_over(key, if_match)
         result = self._call(
             key,
             "write",
@@ -289,6 +285,17 @@ class Store:
             counts=counts,
             first_get_bytes=first_get_bytes,
         )
+
+    def _mode_over(self, key: str, etag: str) -> Any:
+        """The mode of a put that replaces version `etag` of `key` and no other."""
+        if self.scheme not in ("file", "gs") and not etag.startswith("~"):
+            # Unquoted: Ceph's gateway takes no other form on PUT, and the clouds take both.
+            return {"e_tag": etag}
+        meta = cast(dict[str, Any], self._call(key, "read", obstore.head))
+        if etag_of(meta) != etag:
+            raise PreconditionError(f"{self.uri_of(key)} is no longer version {etag}.")
+        # Google's conditions know generations only.
+        return {"version": meta["version"]} if self.scheme == "gs" else "overwrite"
 
     def _path(self, key: str) -> str:
         return "/".join(part for part in (self.prefix, key.strip("/")) if part)

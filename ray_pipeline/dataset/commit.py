@@ -33,6 +33,7 @@ from ray_pipeline.errors import (
     StagingLostError,
     StoreError,
     UnreachableError,
+    UnsupportedError,
 )
 from ray_pipeline.store import Store
 
@@ -190,6 +191,20 @@ def _output_rows(
     )
 
 
+def _replace(job: CommitJob, data: bytes, etag: str) -> None:
+    """Put the file over version `etag` of the one that stands, and over no other."""
+    if job.conditional:
+        try:
+            job.output.put(job.key, data, if_match=etag)
+        except UnsupportedError:
+            pass  # a store may know one condition and not the other
+        else:
+            return
+    if job.output.head(job.key).etag != etag:
+        raise PreconditionError(f"{job.output.uri_of(job.key)} is no longer version {etag}.")
+    job.output.put(job.key, data)
+
+
 def _put_once(job: CommitJob, data: bytes, built: Standing) -> Standing:
     """Put the file; returns it, or the equivalent one of the attempt that won."""
     coordinates = built.coordinates
@@ -197,7 +212,7 @@ def _put_once(job: CommitJob, data: bytes, built: Standing) -> Standing:
     for attempt in range(PUT_ATTEMPTS):
         try:
             if job.replace_etag is not None:
-                job.output.put(job.key, data, if_match=job.replace_etag)
+                _replace(job, data, job.replace_etag)
                 return built
             if job.conditional:
                 job.output.put(job.key, data, if_absent=True)

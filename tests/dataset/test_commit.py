@@ -15,10 +15,18 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import decode_vector, get_records
 from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.dataset.staging import list_staged
-from ray_pipeline.errors import AccessError, CommitConflictError, StagingLostError, UnreachableError
+from ray_pipeline.dataset.start import probe_conditional
+from ray_pipeline.errors import (
+    AccessError,
+    CommitConflictError,
+    StagingLostError,
+    UnreachableError,
+    UnsupportedError,
+)
 from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
-from tests.dataset.conftest import MakeJob
+from tests.dataset.conftest import MakeJob, staged_slide
+from tests.servers.gcs import Conditions, gcs_bucket
 
 LAYOUT = Layout("f00df00df00d")
 
@@ -64,6 +72,15 @@ class RestlessStore(Store):
             # Versions of local files are whole seconds and sizes: nothing else tells them apart.
             said["etag"] = "another"
         return super().open_file(key, **said)
+
+
+class HalfConditionalStore(Store):
+    """A store that knows `If-None-Match` and not `If-Match`."""
+
+    def put(self, key: str, data: bytes, **said: Any) -> str:
+        if said.get("if_match") is not None:
+            raise UnsupportedError(f"{key}: not implemented.")
+        return super().put(key, data, **said)
 
 
 class UndeletingStore(Store):
@@ -181,6 +198,42 @@ def test_an_older_output_is_replaced_only_in_the_version_that_was_seen(staged: M
     late = staged(input_fp="dddddddddddd", n_tiles=200)
     with pytest.raises(CommitConflictError):
         commit_slide(replace(late, replace_etag=seen))
+
+
+@pytest.mark.parametrize("conditions", ["honoured", "refused", "ignored"])
+def test_an_older_output_on_gcs_is_replaced_in_its_version_only(
+    monkeypatch: pytest.MonkeyPatch, conditions: Conditions
+) -> None:
+    with gcs_bucket(conditions) as endpoint:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        output = Store.open("gs://bucket/out")
+        conditional = probe_conditional(output, "run-1")
+        assert conditional is (conditions == "honoured")
+
+        def job(**said: Any) -> CommitJob:
+            return replace(staged_slide(store=output, **said), conditional=conditional)
+
+        old = job(input_fp="aaaaaaaaaaaa")
+        commit_slide(old)
+        seen = output.head(old.key).etag
+        new = replace(job(input_fp="cccccccccccc", n_tiles=300), replace_etag=seen)
+        stale = (LAYOUT.done_key("slide-1", "aaaaaaaaaaaa"),)
+        commit_slide(replace(new, stale_done=stale))
+        assert_finished(new)
+        late = replace(job(input_fp="dddddddddddd", n_tiles=200), replace_etag=seen)
+        with pytest.raises(CommitConflictError):
+            commit_slide(late)
+        assert committed(new).metadata.num_rows == 300
+
+
+def test_an_older_output_is_replaced_where_only_if_match_is_unknown(staged: MakeJob) -> None:
+    old = staged(input_fp="aaaaaaaaaaaa")
+    commit_slide(old)
+    new = staged(input_fp="cccccccccccc", n_tiles=300)
+    plain = {k: v for k, v in vars(new.output).items() if k != "_backends"}
+    seen = new.output.head(new.key).etag
+    commit_slide(replace(new, output=HalfConditionalStore(**plain), replace_etag=seen))
+    assert_finished(new)
 
 
 @pytest.mark.parametrize("step", range(1, 6))
