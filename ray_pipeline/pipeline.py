@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from ray_pipeline.cluster import cluster_nodes, connect, own_error
 from ray_pipeline.dataset.commit import CommitJob, commit_slide
@@ -43,6 +43,7 @@ from ray_pipeline.placement import (
     Placement,
     check_fit,
     choose_placement,
+    commit_memory_bytes,
 )
 from ray_pipeline.progress import Counts, Reporter
 from ray_pipeline.recipe import Recipe, recipe_of, tiling_of
@@ -137,7 +138,8 @@ def resolve_identity(
 ) -> EncoderIdentity:
     """The encoder's identity, resolved on a node of the kind that will run it.
 
-    A driver on a CPU head must not decide for GPUs. Raises WeightsError.
+    A driver on a CPU head must not decide for GPUs. Raises WeightsError, or ClusterError when
+    the node dies over it.
     """
     probe = ray.remote(num_cpus=0.1, num_gpus=placement.encoder_gpus)(remembered_identity)
     reference = probe.remote(
@@ -145,7 +147,7 @@ def resolve_identity(
     )
     try:
         identity: EncoderIdentity = ray.get(reference)
-    except RayTaskError as error:
+    except RayError as error:
         raise own_error(error) from None
     return identity
 
@@ -244,7 +246,8 @@ class _Job:
         else:
             self._collect(COMMITS_IN_FLIGHT - 1)
             job = self.endings.commit_job(source, tally)
-            reference = _commit.options(memory=_commit_memory(job)).remote(job)
+            memory = commit_memory_bytes(job.n_tiles, job.dim, cluster_nodes())
+            reference = _commit.options(memory=memory).remote(job)
             self.commits[reference] = (source, tally)
 
     def _collect(self, leave: int) -> None:
@@ -305,13 +308,6 @@ class _Job:
         self.report.bytes_needed += counts.bytes_needed
         self.report.retries += counts.retries
         self.metrics.count(counts)
-
-
-def _commit_memory(job: CommitJob) -> int:
-    """Bytes a commit may take: twice the vectors as float16, and 256 MB for one row group."""
-    wanted = 2 * job.n_tiles * job.dim * 2 + (256 << 20)
-    largest = max((node.memory_bytes for node in cluster_nodes()), default=wanted)
-    return min(wanted, int(0.8 * largest)) if largest else wanted
 
 
 @ray.remote(num_cpus=COMMIT_CPUS, max_retries=3)

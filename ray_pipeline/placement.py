@@ -22,6 +22,11 @@ COMMIT_CPUS = 0.1
 READERS_PER_GPU = 12
 """Most reading actors per GPU by default."""
 
+COMMIT_BYTES = 256 << 20
+"""Memory of a commit besides its vectors: one row group, Parquet's buffers, the process."""
+COMMIT_SHARE = 0.8
+"""Most of a node's memory that one commit declares."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -102,8 +107,30 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
     )
 
 
+def commit_memory_bytes(n_tiles: int, dim: int, nodes: Sequence[Node]) -> int:
+    """Bytes that the commit of a slide declares: twice its vectors as float16, and COMMIT_BYTES.
+
+    Never more than any node with CPUs offers: which one has a CPU left beside the actors is not
+    known, and a commit that fits nowhere would wait without a word.
+    """
+    wanted = 2 * n_tiles * dim * 2 + COMMIT_BYTES
+    return min([wanted, *(int(COMMIT_SHARE * node.memory_bytes) for node in _takers(nodes))])
+
+
+def _takers(nodes: Sequence[Node]) -> list[Node]:
+    """Nodes that may be given a commit, as far as their memory is known."""
+    return [node for node in nodes if node.cpus >= COMMIT_CPUS and node.memory_bytes > 0]
+
+
 def check_fit(placement: Placement, nodes: Sequence[Node]) -> None:
     """Raise DoesNotFitError, with the numbers, when not everything can run at once."""
+    for node in _takers(nodes):
+        if COMMIT_SHARE * node.memory_bytes < COMMIT_BYTES:
+            raise DoesNotFitError(
+                f"a node offers {node.memory_bytes >> 20} MB of memory, and a commit takes "
+                f"{int(COMMIT_BYTES / COMMIT_SHARE) >> 20} MB at least; start Ray there with more "
+                "(ray start --memory), or without CPUs."
+            )
     free = [[node.cpus, node.gpus] for node in nodes]
     for what, cpus, gpus in sorted(placement.demands(), key=lambda d: (-d[2], -d[1])):
         # Work without a GPU goes to the fullest node without one first, as Ray prefers too.

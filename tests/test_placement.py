@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pipeline.errors import DoesNotFitError
-from ray_pipeline.placement import Node, check_fit, choose_placement
+from ray_pipeline.placement import Node, check_fit, choose_placement, commit_memory_bytes
 from ray_pipeline.settings import JobSettings
 
 
@@ -50,3 +50,31 @@ def test_what_does_not_fit_is_refused_with_the_numbers(
     placement = choose_placement(settings(**said), nodes)
     with pytest.raises(DoesNotFitError, match=r"need [\d.]+ CPUs and [\d.]+ GPUs at once"):
         check_fit(placement, nodes)
+
+
+@given(
+    tiles=st.integers(0, 10**6),
+    nodes=st.lists(
+        st.builds(Node, cpus=st.integers(0, 8), memory_bytes=st.integers(1 << 30, 1 << 38)),
+        min_size=1,
+    ),
+)
+def test_any_node_with_a_cpu_can_take_any_commit(tiles: int, nodes: list[Node]) -> None:
+    memory = commit_memory_bytes(tiles, 1536, nodes)
+    takers = [node.memory_bytes for node in nodes if node.cpus]
+    assert all(memory <= offered for offered in takers)
+    assert memory >= 256 << 20
+
+
+def test_a_commit_declares_twice_its_vectors_and_a_row_group() -> None:
+    nodes = [Node(cpus=8, memory_bytes=64 << 30), Node(cpus=0, memory_bytes=1 << 20)]
+    assert commit_memory_bytes(100_000, 1536, nodes) == 2 * 100_000 * 1536 * 2 + (256 << 20)
+    assert commit_memory_bytes(10, 8, [Node(cpus=8)]) == 2 * 10 * 8 * 2 + (256 << 20)
+
+
+def test_a_node_too_small_for_any_commit_is_refused_with_the_numbers() -> None:
+    small = Node(cpus=16, memory_bytes=200 << 20)
+    placement = choose_placement(settings(), [small])
+    with pytest.raises(DoesNotFitError, match="200 MB of memory, and a commit takes 320 MB"):
+        check_fit(placement, [small])
+    check_fit(placement, [Node(cpus=16, memory_bytes=400 << 20)])
