@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 
 from ray_pipeline.errors import ClusterError, HistorayError
 from ray_pipeline.placement import Node
@@ -91,6 +91,12 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
+def free_now() -> Node:
+    """What all nodes together have free at this moment, as if they were one."""
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    return Node(cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0))
+
+
 def own_error(error: RayError) -> HistorayError:
     """The error of ours inside one of Ray's, or a ClusterError telling of Ray's in one sentence."""
     inner: BaseException | None = error
@@ -99,6 +105,11 @@ def own_error(error: RayError) -> HistorayError:
         if isinstance(cause, HistorayError):
             return cause
         inner = cause if isinstance(cause, BaseException) else inner.__cause__
+    if isinstance(error, OutOfMemoryError):
+        return ClusterError(
+            "Ray killed a worker because its node ran short of memory; what is done stays done: "
+            "lower readers or batch_size, or take nodes with more memory, and run again to go on."
+        )
     words = str(error).strip().splitlines()
     return ClusterError(
         f"Ray gave up on the job ({type(error).__name__}: {words[-1] if words else ''}); "

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ray_pipeline.cluster import cluster_nodes, connect, own_error
+from ray_pipeline.cluster import cluster_nodes, connect, free_now, own_error
 from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.identity import remembered_identity
 from ray_pipeline.dataset.layout import Layout
@@ -44,6 +44,7 @@ from ray_pipeline.placement import (
     check_fit,
     choose_placement,
     commit_memory_bytes,
+    short_of,
 )
 from ray_pipeline.progress import Counts, Reporter
 from ray_pipeline.recipe import Recipe, recipe_of, tiling_of
@@ -90,6 +91,8 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
         if not settings.autoscaling:
             raise
         reporter.say(f"waiting for the cluster to grow: {error}")
+    if shortage := short_of(placement, free_now()):
+        reporter.say(f"{shortage}; this job waits for what other jobs hold.")
     if placement.encoder_gpus == 0 and get_spec(settings.model).parameters > LARGE_MODEL:
         reporter.say(f"no GPU in this cluster: {settings.model} takes seconds a tile on CPUs.")
     identity = resolve_identity(settings, output, placement)
@@ -145,6 +148,13 @@ def resolve_identity(
     reference = probe.remote(
         output, settings.model, settings.weights, settings.precision, placement.device
     )
+    ready, _ = ray.wait([reference], timeout=settings.no_progress_s)
+    if not ready:
+        raise ClusterError(
+            f"no node told the encoder's identity in {settings.no_progress_s:g} s: it takes "
+            f"{placement.encoder_gpus:g} GPUs, which other jobs may hold; run again when they are "
+            "free (no_progress_s: how long to wait)."
+        )
     try:
         identity: EncoderIdentity = ray.get(reference)
     except RayError as error:

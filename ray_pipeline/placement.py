@@ -107,6 +107,21 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
     )
 
 
+def short_of(placement: Placement, free: Node) -> str:
+    """What `free` lacks of all that must run at once, as the beginning of a sentence; or nothing.
+
+    A sum, and of this moment: reason to tell, not to refuse.
+    """
+    cpus = sum(demand[1] for demand in placement.demands())
+    gpus = sum(demand[2] for demand in placement.demands())
+    if free.cpus >= cpus - 1e-9 and free.gpus >= gpus - 1e-9:
+        return ""
+    return (
+        f"{cpus:g} CPUs and {gpus:g} GPUs are needed at once, {free.cpus:g} and {free.gpus:g} "
+        "are free now"
+    )
+
+
 def commit_memory_bytes(n_tiles: int, dim: int, nodes: Sequence[Node]) -> int:
     """Bytes that the commit of a slide declares: twice its vectors as float16, and COMMIT_BYTES.
 

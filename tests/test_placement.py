@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_pipeline.errors import DoesNotFitError
-from ray_pipeline.placement import Node, check_fit, choose_placement, commit_memory_bytes
+from ray_pipeline.placement import Node, check_fit, choose_placement, commit_memory_bytes, short_of
 from ray_pipeline.settings import JobSettings
 
 
@@ -78,3 +78,12 @@ def test_a_node_too_small_for_any_commit_is_refused_with_the_numbers() -> None:
     with pytest.raises(DoesNotFitError, match="200 MB of memory, and a commit takes 320 MB"):
         check_fit(placement, [small])
     check_fit(placement, [Node(cpus=16, memory_bytes=400 << 20)])
+
+
+def test_what_other_jobs_hold_is_told() -> None:
+    placement = choose_placement(settings(), [Node(cpus=8, gpus=1)])
+    assert short_of(placement, Node(cpus=8, gpus=1)) == ""
+    assert short_of(placement, Node(cpus=8)).endswith(
+        "1 GPUs are needed at once, 8 and 0 are free now"
+    )
+    assert short_of(placement, Node(cpus=1, gpus=1))
