@@ -73,7 +73,7 @@ def test_a_shard_goes_all_the_way(slide: str, tmp_path: Path) -> None:
     assert ends[2].failure == failed.failure
     plan_fp = header.info["plan_fp"]
     assert list_staged(output, Layout("f00df00df00d")) == {"a": {plan_fp: [0]}}
-    fragment = get_fragment(output, Layout("f00df00df00d"), "a", plan_fp, 0)
+    fragment = get_fragment(output, Layout("f00df00df00d"), "a", plan_fp, 0, tiles=range(256))
     assert fragment["tile"].to_pylist() == list(range(256))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_pipeline.dataset.layout import Layout, original_name
 from ray_pipeline.dataset.schema import fragment_schema
@@ -70,9 +71,9 @@ def put_fragment(output: Store, layout: Layout, fragment: Fragment) -> None:
 
 
 def get_fragment(
-    output: Store, layout: Layout, slide_id: str, plan_fp: str, shard: int
+    output: Store, layout: Layout, slide_id: str, plan_fp: str, shard: int, *, tiles: range
 ) -> pa.Table:
-    """Read one fragment back as a table of `fragment_schema`.
+    """Read back the fragment that holds `tiles`, as a table of `fragment_schema`.
 
     Raises StagingLostError when it is absent, damaged, or another shard's; a bad one is deleted.
     """
@@ -86,14 +87,24 @@ def get_fragment(
         ) from None
     except (pa.ArrowException, OSError):
         table = None
-    told = (table.schema.metadata or {}) if table is not None else {}
-    if told.get(b"plan_fp") != plan_fp.encode() or told.get(b"shard") != str(shard).encode():
+    if table is None or not _is_whole(table, plan_fp, shard, tiles):
         output.delete([key])  # else every rerun would trust it again
         raise StagingLostError(
             f"{slide_id}: the staged fragment of shard {shard} was damaged and has been deleted; "
             "run again to redo it."
         )
     return table
+
+
+def _is_whole(table: pa.Table, plan_fp: str, shard: int, tiles: range) -> bool:
+    """Whether it is this shard's, with every tile of it once, and nothing but finite numbers."""
+    told, vector = table.schema.metadata or {}, table.schema.field("embedding").type
+    if told.get(b"plan_fp") != plan_fp.encode() or told.get(b"shard") != str(shard).encode():
+        return False
+    if table.schema != fragment_schema(vector.list_size) or table.num_rows != len(tiles):
+        return False
+    flat = pc.list_flatten(table["embedding"]).to_numpy()
+    return np.array_equal(table["tile"].to_numpy(), tiles) and bool(np.isfinite(flat).all())
 
 
 def list_staged(output: Store, layout: Layout) -> dict[str, dict[str, list[int]]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -290,13 +291,38 @@ def test_a_file_replaced_while_it_is_read_back_is_read_again(staged: MakeJob) ->
     assert_finished(job)
 
 
-@pytest.mark.parametrize("damage", [b"", b"junk" * 100])
+def spoilt(data: bytes, damage: str) -> bytes:
+    """A fragment's bytes after `damage`."""
+    with pa.ipc.open_stream(data) as reader:
+        table = reader.read_all()
+    if damage == "a NaN":
+        values = table["embedding"].combine_chunks().flatten().to_numpy().copy()
+        values[5] = np.nan
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(values), type=table.schema.field("embedding").type
+        )
+        table = table.set_column(4, table.schema.field("embedding"), column)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        if damage != "no rows":
+            writer.write_table(table.slice(0, 100) if damage == "few rows" else table)
+    whole: bytes = sink.getvalue().to_pybytes()
+    return {"nothing": b"", "junk": b"junk" * 100, "cut short": whole[: len(whole) // 2]}.get(
+        damage, whole
+    )
+
+
+@pytest.mark.parametrize(
+    "damage", ["nothing", "junk", "cut short", "no rows", "few rows", "a NaN", "another shard's"]
+)
 def test_a_damaged_fragment_is_deleted_so_that_a_rerun_redoes_it(
-    staged: MakeJob, damage: bytes
+    staged: MakeJob, damage: str
 ) -> None:
     job = staged()
     key = LAYOUT.fragment("slide-1", job.footer.plan_fp, 1)
-    job.output.put(key, damage)
+    other = LAYOUT.fragment("slide-1", job.footer.plan_fp, 0)
+    data = job.output.get(other if damage.startswith("another") else key)
+    job.output.put(key, spoilt(data, damage))
     with pytest.raises(StagingLostError, match="shard 1 was damaged"):
         commit_slide(job)
     assert list_staged(job.output, LAYOUT) == {"slide-1": {job.footer.plan_fp: [0, 2]}}
