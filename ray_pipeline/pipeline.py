@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from ray_pipeline.cluster import cluster_nodes, connect, free_now, own_error
-from ray_pipeline.dataset.commit import CommitJob, commit_slide
+from ray_pipeline.dataset.commit import CommitJob, commit_slide, sweep
 from ray_pipeline.dataset.identity import remembered_identity
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord
@@ -103,6 +103,7 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
     claim_recipe(output, layout, recipe.to_dict(), settings.partition_by)
     state = read_state(output, layout)
     work = choose_work(output, layout, sources, state, settings)
+    sweep(output, layout, state, (source.slide_id for source in work.finished))
     report = RunReport(
         run=run,
         output=output.uri,

@@ -10,7 +10,8 @@ failure, so after any doubt the file is read back, and what stands there decides
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.schema import ROW_GROUP_TILES, Footer, embeddings_schema
 from ray_pipeline.dataset.staging import delete_fragments, get_fragment
-from ray_pipeline.dataset.standing import Standing, read_standing
+from ray_pipeline.dataset.standing import Standing, read_footer, read_standing
+from ray_pipeline.dataset.start import OutputState
 from ray_pipeline.errors import (
     CommitConflictError,
     PreconditionError,
@@ -39,6 +41,9 @@ from ray_pipeline.store import Store
 
 PUT_ATTEMPTS = 3
 """Tries of the PUT, each followed by reading back when it did not plainly succeed."""
+
+SWEPT_AT_ONCE = 16
+"""Slides whose leftovers are deleted concurrently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,24 @@ def finish(job: CommitJob, record: SlideRecord) -> None:
     # The slide is done: fragments that can't be deleted are the next run's to collect.
     with suppress(StoreError):
         delete_fragments(job.output, layout, slide_id, job.footer.plan_fp, job.n_shards)
+
+
+def sweep(output: Store, layout: Layout, state: OutputState, finished: Iterable[str]) -> None:
+    """Delete what a crash left staged of slides that are `finished`: the fragments of their files.
+
+    Fragments of other plans stay: another driver may be staging them for another input.
+    """
+
+    def swept(slide_id: str) -> None:
+        with suppress(StoreError):  # the next run tries again
+            footer = read_footer(output, state.outputs[slide_id])
+            shards = state.staged[slide_id].get(footer.plan_fp, []) if footer is not None else []
+            if footer is not None and shards:
+                delete_fragments(output, layout, slide_id, footer.plan_fp, max(shards) + 1)
+
+    left = [slide_id for slide_id in finished if slide_id in state.staged]
+    with ThreadPoolExecutor(SWEPT_AT_ONCE) as pool:
+        list(pool.map(swept, left))
 
 
 def build_parquet(job: CommitJob) -> tuple[bytes, Standing]:
@@ -222,7 +245,7 @@ def _put_once(job: CommitJob, data: bytes, built: Standing) -> Standing:
         if standing.equivalent(job.footer, coordinates):
             return standing
         break
-    refuge = job.layout.quarantine(job.footer.slide_id, job.record.run)
+    refuge = job.layout.quarantine(job.footer.slide_id, job.footer.plan_fp)
     job.output.put(refuge, data)
     raise CommitConflictError(
         f"{job.footer.slide_id}: a different file already stands at {job.output.uri_of(job.key)}; "

@@ -107,9 +107,9 @@ class Layout:
         """The empty key saying that the slide is finished for this input."""
         return f"{self.done}/{folder_name(slide_id)}/{input_fp}"
 
-    def quarantine(self, slide_id: str, run: str) -> str:
-        """Where a file goes that would have overwritten a different one."""
-        return f"{self.state}/quarantine/{folder_name(slide_id)}/{run}.parquet"
+    def quarantine(self, slide_id: str, plan_fp: str) -> str:
+        """Where a file goes that would have overwritten a different one: one place per plan."""
+        return f"{self.state}/quarantine/{folder_name(slide_id)}/{plan_fp}.parquet"
 
     def run(self, run: str) -> str:
         """The report of one run."""

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline.dataset.commit import CommitJob, commit_slide
+from ray_pipeline.dataset.commit import CommitJob, commit_slide, sweep
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import decode_vector, get_records
 from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.dataset.staging import list_staged
-from ray_pipeline.dataset.start import probe_conditional
+from ray_pipeline.dataset.start import probe_conditional, read_state
 from ray_pipeline.errors import (
     AccessError,
     CommitConflictError,
@@ -105,7 +105,7 @@ def committed(job: CommitJob) -> pq.ParquetFile:
 def assert_finished(job: CommitJob) -> None:
     file = committed(job)
     assert file.read(columns=["tile"])["tile"].to_pylist() == list(range(job.n_tiles))
-    assert list(job.output.list(LAYOUT.quarantine("slide-1", "run-1").rpartition("/")[0])) == []
+    assert list(job.output.list(f"{LAYOUT.state}/quarantine")) == []
     assert job.output.head(LAYOUT.done_key("slide-1", job.footer.input_fp)).size_bytes == 0
     assert list_staged(job.output, LAYOUT) == {}
     (record,) = get_records(job.output, [LAYOUT.record("slide-1")])
@@ -171,10 +171,14 @@ def test_a_different_file_is_never_overwritten(staged: MakeJob, conditional: boo
     commit_slide(staged(input_fp="aaaaaaaaaaaa"))
     other = replace(staged(input_fp="cccccccccccc", n_tiles=300), conditional=conditional)
     before = other.output.head(other.key).etag
-    with pytest.raises(CommitConflictError, match="a different file already stands"):
-        commit_slide(other)
+    for run in ("run-1", "run-2"):
+        again = replace(other, record=replace(other.record, run=run))
+        with pytest.raises(CommitConflictError, match="a different file already stands"):
+            commit_slide(again)
     assert other.output.head(other.key).etag == before
-    assert other.output.head(LAYOUT.quarantine("slide-1", "run-1")).size_bytes > 0
+    (kept,) = other.output.list(f"{LAYOUT.state}/quarantine")
+    assert kept.key == LAYOUT.quarantine("slide-1", other.footer.plan_fp)
+    assert kept.size_bytes > 0
 
 
 def test_a_foreign_file_in_our_place_is_never_overwritten(staged: MakeJob) -> None:
@@ -341,3 +345,19 @@ def test_fragments_of_another_plan_stay(staged: MakeJob) -> None:
     job = staged()
     commit_slide(job)
     assert list(list_staged(job.output, LAYOUT)["slide-1"]) == ["999999999999"]
+
+
+def test_what_a_crash_left_staged_of_a_finished_slide_is_swept(staged: MakeJob) -> None:
+    commit_slide(staged())
+    job = staged()  # as after a crash between the done key and the deletion
+    staged(plan_fp="999999999999")
+    staged("slide-2")
+    sweep(job.output, LAYOUT, read_state(job.output, LAYOUT), ["slide-1"])
+    assert list_staged(job.output, LAYOUT) == {
+        "slide-1": {"999999999999": [0, 1, 2]},
+        "slide-2": {job.footer.plan_fp: [0, 1, 2]},
+    }
+    plain = {k: v for k, v in vars(job.output).items() if k != "_backends"}
+    stuck = UndeletingStore(**plain)
+    staged()
+    sweep(stuck, LAYOUT, read_state(stuck, LAYOUT), ["slide-1"])
