@@ -326,6 +326,8 @@ def _told(report: RunReport) -> str:
         f"recipe {report.recipe_fp} in {report.output}"
     )
     lines = [total]
+    if report.slides_passed_over:
+        lines.append(f"  {report.slides_passed_over} unfinished slides are of kinds not in --retry")
     for failure in report.failures:
         lines.append(
             f"  {failure['slide_id']}: {failure['stage']}: {failure['kind']}: {failure['reason']}"

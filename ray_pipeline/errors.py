@@ -238,8 +238,7 @@ class SourceChangedError(DatasetError):
 def error_kinds() -> set[str]:
     """The kinds that a slide's row can tell, and that `embed --retry` takes."""
 
-    def leaves(error: type[HistorayError]) -> set[str]:
-        below = error.__subclasses__()
-        return {error.kind}.union(*map(leaves, below)) if below else {error.kind}
+    def tree(error: type[HistorayError]) -> set[str]:
+        return {error.kind}.union(*map(tree, error.__subclasses__()))
 
-    return set.union(*map(leaves, (StoreError, SlideError, DatasetError)))
+    return set.union(*map(tree, (ClusterError, StoreError, SlideError, DatasetError)))

@@ -113,6 +113,7 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
         started_at=datetime.now(UTC).isoformat("T", "seconds"),
         slides=len(sources),
         slides_finished_before=len(work.finished),
+        slides_passed_over=work.passed_over,
         conditional_store=conditional,
         placement=asdict(placement),
         versions=versions(),

@@ -36,6 +36,11 @@ def test_what_is_wrong_is_named_by_its_key(said: dict[str, object], words: str) 
         load_settings(None, merged)
 
 
+@pytest.mark.parametrize("kind", ["cluster", "store", "no-mpp", "staging-lost"])
+def test_every_kind_that_a_slide_can_end_with_can_be_retried(kind: str) -> None:
+    assert load_settings(None, {**GOOD, "retry": [kind]}).retry == [kind]
+
+
 def test_zero_is_said_and_defaults_give_way() -> None:
     settings = load_settings(None, {**GOOD, "min_tissue": 0.0}, defaults={"output": "unused"})
     assert (settings.min_tissue, settings.output) == (0.0, "s3://bucket/out")

@@ -35,6 +35,8 @@ class RunReport:
     """Slides the settings named."""
     slides_finished_before: int = 0
     """Slides that earlier runs had finished."""
+    slides_passed_over: int = 0
+    """Unfinished slides that `retry` did not name."""
     slides_done: int = 0
     """Slides committed by this run, empty ones included."""
     slides_empty: int = 0

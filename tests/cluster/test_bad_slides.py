@@ -80,6 +80,8 @@ def test_the_good_ones_are_done_and_each_bad_one_has_its_row(folder: Path, tmp_p
         "blank": "source-changed",
     }
     assert retried.json["slides_done"] == 1
+    assert retried.json["slides_passed_over"] == 3
+    assert "3 unfinished slides are of kinds not in --retry" in retried.stdout
 
     manifest = tmp_path / "slides.csv"
     manifest.write_text(f"uri,mpp,site\n{folder}/good-1.svs,,liver\n{folder}/no-mpp.svs,0.5,lung\n")
