@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
-from ray_pipeline.dataset.slides_table import compact
+from ray_pipeline.dataset.slides_table import compact, told_failed
 from ray_pipeline.dataset.standing import exists, standing_record
 from ray_pipeline.dataset.start import OutputState
 from ray_pipeline.errors import HistorayError, IncompleteError, LongNameError, StoreError
@@ -26,6 +27,9 @@ from ray_pipeline.worklist import Work
 
 MEANINGLESS = "made-up weights: these vectors mean nothing"
 """What log and footer say of random weights."""
+
+RECORDS_AT_ONCE = 16
+"""Records written concurrently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,25 @@ class Endings:
         noted = replace(record, stage=failure.stage, error_kind=failure.kind, reason=failure.reason)
         put_record(self.output, layout, noted)
 
+    def _mend_records(self) -> None:
+        """Rewrite the records of finished slides of which the slides table tells a failure.
+
+        Such a record was right once: its source has since been put back, or another driver finished
+        the slide while this failure was written down.
+        """
+        told = told_failed(self.output, self.layout)
+        lying = [source for source in self.work.finished if source.slide_id in told]
+        with ThreadPoolExecutor(RECORDS_AT_ONCE) as pool:
+            list(pool.map(self._mend, lying))
+
+    def _mend(self, source: SlideSource) -> None:
+        key = self.state.outputs[source.slide_id]
+        record = self.record(source, SlideTally(), status="failed")
+        record = standing_record(self.output, self.layout, key, record)
+        if record.status != "failed":
+            mended = replace(record, stage=None, error_kind=None, reason=None)
+            put_record(self.output, self.layout, mended)
+
     def close(self, say: Callable[[str], None], *, in_haste: bool = False) -> None:
         """End the run: its report is written and, unless `in_haste`, the slides table compacted.
 
@@ -146,6 +169,7 @@ class Endings:
         if in_haste:
             return
         try:
+            self._mend_records()
             compact(self.output, self.layout, say)
         except (HistorayError, pa.ArrowException, OSError) as error:
             say(f"the slides table could not be brought up to date, the next run will: {error}")

@@ -179,3 +179,20 @@ def test_a_report_and_a_table_that_can_not_be_written_are_said(output: Store) ->
     assert said == []
     assert read_slides(output, LAYOUT).num_rows == 1
     assert list(output.list(f"{LAYOUT.state}/runs"))
+
+
+@pytest.mark.parametrize("lie", ["a note", "failed"])
+def test_the_record_of_a_finished_slide_tells_no_failure_for_ever(output: Store, lie: str) -> None:
+    good = commit_slide(job_of(output))
+    changed = replace(SOURCE, etag="e2")
+    if lie == "failed":  # written by a driver that had not seen the file yet
+        put_record(output, LAYOUT, replace(good, status="failed", n_tiles=0, error_kind="no-mpp"))
+    else:
+        begun(output, changed).record_failure(changed, SlideTally(), FAILURE, print)
+    begun(output, changed).close(print)
+    assert record_in(output).error_kind is not None
+    begun(output).close(print)  # the source is what it was
+    record = record_in(output)
+    assert (record.status, record.n_tiles, record.output) == ("done", 300, good.output)
+    assert (record.stage, record.error_kind, record.reason) == (None, None, None)
+    assert read_slides(output, LAYOUT)["error_kind"].to_pylist() == [None]

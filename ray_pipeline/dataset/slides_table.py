@@ -52,6 +52,19 @@ def read_slides(output: Store, layout: Layout) -> pa.Table:
     return _settled(lambda: _read(output, layout))
 
 
+def told_failed(output: Store, layout: Layout) -> set[str]:
+    """Slides of which the table, as it stands, tells a failure; no record is looked at."""
+
+    def told() -> set[str]:
+        standing = _standing(output, layout)
+        if standing is None:
+            return set()
+        kinds = standing.read(columns=["slide_id", "error_kind"])
+        return set(kinds.filter(pc.is_valid(kinds["error_kind"]))["slide_id"].to_pylist())
+
+    return _settled(told)
+
+
 def _compact(output: Store, layout: Layout, say: Say) -> int:
     listed, standing = _listed(output, layout), _standing(output, layout)
     known = _versions(standing)
