@@ -332,6 +332,8 @@ def _told(report: RunReport) -> str:
         lines.append(
             f"  {failure['slide_id']}: {failure['stage']}: {failure['kind']}: {failure['reason']}"
         )
+    if untold := report.slides_failed - len(report.failures):
+        lines.append(f"  and {untold} more: see `historay errors {report.output}`")
     return "\n".join(lines)
 
 

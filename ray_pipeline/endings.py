@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -30,6 +31,8 @@ MEANINGLESS = "made-up weights: these vectors mean nothing"
 
 RECORDS_AT_ONCE = 16
 """Records written concurrently."""
+RECORDS_BEHIND = 256
+"""Most records that wait to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,31 @@ class Endings:
     def partitions(self, source: SlideSource) -> dict[str, Any]:
         """The slide's values of the partition columns."""
         return {name: source.attributes.get(name) for name in self.partition_by}
+
+
+class FailureWriter:
+    """Writes the records of failed slides on threads, and is never more than a few behind."""
+
+    def __init__(self, endings: Endings, say: Callable[[str], None]) -> None:
+        self._endings, self._say = endings, say
+        self._pool = ThreadPoolExecutor(RECORDS_AT_ONCE)
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, source: SlideSource, tally: SlideTally, failure: Failure) -> None:
+        """Begin to write one record; waits while too many are not written yet."""
+        if len(self._waiting) >= RECORDS_BEHIND:
+            self._waiting.popleft().result()
+        self._waiting.append(
+            self._pool.submit(self._endings.record_failure, source, tally, failure, self._say)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._pool:
+            for written in self._waiting:
+                written.result()
 
 
 def incomplete(source: SlideSource, tally: SlideTally) -> Failure:

@@ -25,7 +25,6 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord
 from ray_pipeline.dataset.report import RunReport, versions
 from ray_pipeline.dataset.start import (
-    OutputState,
     check_partitions,
     claim_recipe,
     probe_conditional,
@@ -33,7 +32,7 @@ from ray_pipeline.dataset.start import (
 )
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
-from ray_pipeline.endings import Endings, incomplete
+from ray_pipeline.endings import Endings, FailureWriter, incomplete
 from ray_pipeline.errors import ClusterError, DoesNotFitError
 from ray_pipeline.graph import LARGE_MODEL, Graph, StopSign, polled
 from ray_pipeline.ledger import Ledger, SlideTally
@@ -47,14 +46,14 @@ from ray_pipeline.placement import (
     short_of,
 )
 from ray_pipeline.progress import Counts, Reporter
-from ray_pipeline.recipe import Recipe, recipe_of, tiling_of
+from ray_pipeline.recipe import recipe_of, tiling_of
 from ray_pipeline.rows import Failure, from_table
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource, find_slides
 from ray_pipeline.stages import slide_task
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import Work, choose_work
+from ray_pipeline.worklist import choose_work
 
 COMMITS_IN_FLIGHT = 8
 """Commit tasks at once: bounds memory on the nodes and load on the store."""
@@ -83,18 +82,7 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
             "drivers at once may write the same slide twice; run one at a time."
         )
     connect()
-    nodes = cluster_nodes()
-    placement = choose_placement(settings, nodes)
-    try:
-        check_fit(placement, nodes)
-    except DoesNotFitError as error:
-        if not settings.autoscaling:
-            raise
-        reporter.say(f"waiting for the cluster to grow: {error}")
-    if shortage := short_of(placement, free_now()):
-        reporter.say(f"{shortage}; this job waits for what other jobs hold.")
-    if placement.encoder_gpus == 0 and get_spec(settings.model).parameters > LARGE_MODEL:
-        reporter.say(f"no GPU in this cluster: {settings.model} takes seconds a tile on CPUs.")
+    placement = _place(settings, reporter)
     identity = resolve_identity(settings, output, placement)
     if not identity.meaningful:
         reporter.say(f"{identity.model} runs with made-up weights: these vectors mean nothing.")
@@ -126,16 +114,34 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
         report=report,
         partition_by=tuple(settings.partition_by),
     )
-    metrics = ReadMetrics(recipe.fingerprint)
-    job = _Job(settings, recipe, output, state, report, reporter, work, endings, metrics, stop)
     try:
-        with stop.deferred():
+        with stop.deferred(), FailureWriter(endings, reporter.say) as failed:
+            job = _Job(
+                settings=settings, endings=endings, failed=failed, reporter=reporter, stop=stop
+            )
             job.run(placement)
     finally:
         report.stopped = stop.asked
         report.seconds = round(time.monotonic() - started, 3)
         endings.close(reporter.say, in_haste=stop.asked)
     return report
+
+
+def _place(settings: JobSettings, reporter: Reporter) -> Placement:
+    """The placement on the cluster as it is; raises DoesNotFitError, or says what to expect."""
+    nodes = cluster_nodes()
+    placement = choose_placement(settings, nodes)
+    try:
+        check_fit(placement, nodes)
+    except DoesNotFitError as error:
+        if not settings.autoscaling:
+            raise
+        reporter.say(f"waiting for the cluster to grow: {error}")
+    if shortage := short_of(placement, free_now()):
+        reporter.say(f"{shortage}; this job waits for what other jobs hold.")
+    if placement.encoder_gpus == 0 and get_spec(settings.model).parameters > LARGE_MODEL:
+        reporter.say(f"no GPU in this cluster: {settings.model} takes seconds a tile on CPUs.")
+    return placement
 
 
 def resolve_identity(
@@ -168,22 +174,21 @@ def _run_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Job:
     """One run's moving parts on the driver."""
 
     settings: JobSettings
-    recipe: Recipe
-    output: Store
-    state: OutputState
-    report: RunReport
-    reporter: Reporter
-    work: Work
     endings: Endings
-    metrics: ReadMetrics
+    failed: FailureWriter
+    reporter: Reporter
     stop: Stop
     counts: Counts = field(default_factory=Counts)
     commits: dict[Any, tuple[SlideSource, SlideTally]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.report, self.work = self.endings.report, self.endings.work
+        self.metrics = ReadMetrics(self.report.recipe_fp)
 
     def run(self, placement: Placement) -> None:
         """Stream everything that is to do, commit what is whole, report what failed."""
@@ -198,13 +203,13 @@ class _Job:
 
     def _stream(self, todo: dict[str, SlideSource], placement: Placement) -> None:
         self.report.encoders_loaded = placement.encoders
-        staged = self.state.staged
+        staged = self.endings.state.staged
         tasks = [slide_task(source, staged.get(source.slide_id, {})) for source in self.work.todo]
         ledger, stop_sign = Ledger(todo), StopSign()
         graph = Graph(
             settings=self.settings,
-            recipe=self.recipe,
-            output=self.output,
+            recipe=self.endings.recipe,
+            output=self.endings.output,
             placement=placement,
             stop_sign=stop_sign,
         )
@@ -304,14 +309,11 @@ class _Job:
         self.commits.clear()
 
     def _fail(self, source: SlideSource, failure: Failure, tally: SlideTally) -> None:
-        self.report.slides_failed += 1
-        self.report.failures.append(
-            {"slide_id": source.slide_id, "uri": source.uri, **asdict(failure)}
-        )
+        self.report.add_failure(source.slide_id, source.uri, asdict(failure))
         self._count_reads(tally)
         self.counts.slides_failed += 1
         self.reporter.say(f"{source.slide_id} failed at {failure.stage}: {failure.reason}")
-        self.endings.record_failure(source, tally, failure, self.reporter.say)
+        self.failed.write(source, tally, failure)
 
     def _count_reads(self, tally: SlideTally) -> None:
         counts = tally.counts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, get_records, put_record
-from ray_pipeline.dataset.report import RunReport
+from ray_pipeline.dataset.report import MOST_FAILURES, RunReport
 from ray_pipeline.dataset.slides_table import read_slides
 from ray_pipeline.dataset.start import read_state
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
-from ray_pipeline.endings import Endings
+from ray_pipeline.endings import Endings, FailureWriter
 from ray_pipeline.errors import AccessError
 from ray_pipeline.ledger import SlideTally
 from ray_pipeline.recipe import recipe_of
@@ -196,3 +197,31 @@ def test_the_record_of_a_finished_slide_tells_no_failure_for_ever(output: Store,
     assert (record.status, record.n_tiles, record.output) == ("done", 300, good.output)
     assert (record.stage, record.error_kind, record.reason) == (None, None, None)
     assert read_slides(output, LAYOUT)["error_kind"].to_pylist() == [None]
+
+
+@dataclass
+class SlowStore(Store):
+    """A store whose puts wait until `together` of them wait."""
+
+    together: threading.Barrier = field(default_factory=lambda: threading.Barrier(4))
+
+    def put(self, key: str, data: bytes, **said: Any) -> str:
+        self.together.wait(60)
+        return super().put(key, data, **said)
+
+
+def test_failures_are_written_many_at_once_and_all_of_them(output: Store) -> None:
+    plain = {k: v for k, v in vars(output).items() if k != "_backends"}
+    run = replace(begun(output), output=SlowStore(**plain))
+    with FailureWriter(run, print) as writer:
+        for number in range(600):  # more than may wait
+            writer.write(replace(SOURCE, slide_id=f"s{number}"), SlideTally(), FAILURE)
+    assert len(list(output.list(LAYOUT.records))) == 600
+
+
+def test_a_report_tells_the_first_failures_and_counts_all(output: Store) -> None:
+    report = begun(output).report
+    for number in range(MOST_FAILURES + 5):
+        report.add_failure(f"s{number}", "s3://b/x.svs", vars(FAILURE))
+    assert (report.slides_failed, len(report.failures)) == (MOST_FAILURES + 5, MOST_FAILURES)
+    assert report.failures[0] == {"slide_id": "s0", "uri": "s3://b/x.svs", **vars(FAILURE)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,6 +14,9 @@ from ray_pipeline.store import Store
 
 VERSIONS_OF = ("historay", "ray", "torch", "timm", "tiffslide", "imagecodecs", "pyarrow", "obstore")
 """Packages whose versions a report states."""
+
+MOST_FAILURES = 10_000
+"""Failures that a report tells one by one, some 4 MB; the slides table tells all."""
 
 
 @dataclass(kw_only=True)
@@ -44,7 +48,7 @@ class RunReport:
     slides_failed: int = 0
     """Slides that failed or were skipped with a reason."""
     failures: list[dict[str, str]] = field(default_factory=list)
-    """One {slide_id, uri, stage, kind, reason} per failed slide."""
+    """One {slide_id, uri, stage, kind, reason} per failed slide, of the first MOST_FAILURES."""
     tiles: int = 0
     """Tiles read, encoded and staged by this run."""
     tiles_resumed: int = 0
@@ -75,6 +79,12 @@ class RunReport:
     """Actors and what each held."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package versions on the driver."""
+
+    def add_failure(self, slide_id: str, uri: str, failure: Mapping[str, str]) -> None:
+        """Count a failed slide; `failure` is its stage, kind and reason."""
+        self.slides_failed += 1
+        if len(self.failures) < MOST_FAILURES:
+            self.failures.append({"slide_id": slide_id, "uri": uri, **failure})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
