@@ -58,18 +58,19 @@ class Ledger:
         tally = self._open[row.slide_id]
         if tally is None:
             tally = self._open[row.slide_id] = SlideTally()
+        if row.shard in tally.shards or (row.is_header and tally.header and not row.failure):
+            return None  # a repeat: it has been counted, and what it tells stands
         tally.seconds += row.info.get("seconds", 0.0)
         tally.counts.add(row.info)
         if row.failure is not None:
             tally.failure = row.failure
         elif row.is_header:
-            if tally.header is None:
-                tally.header = row.info
-                tally.shards.update(row.info["staged"])
-                n_tiles = row.info["n_tiles"]
-                tally.tiles_resumed = tiles_in_shards(n_tiles, row.info["staged"])
-                self.tiles_planned += n_tiles - tally.tiles_resumed
-        elif row.shard not in tally.shards:
+            tally.header = row.info
+            tally.shards.update(row.info["staged"])
+            n_tiles = row.info["n_tiles"]
+            tally.tiles_resumed = tiles_in_shards(n_tiles, row.info["staged"])
+            self.tiles_planned += n_tiles - tally.tiles_resumed
+        else:
             tally.shards.add(row.shard)
             self.tiles += row.info["n"]
             self.device_s += row.info.get("device_s", 0.0)

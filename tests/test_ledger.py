@@ -76,3 +76,15 @@ def test_costs_add_up() -> None:
     tally = ledger.add(header("a", 2, []))
     assert tally is not None
     assert (tally.counts.gets, tally.seconds) == (2, 1.0)
+
+
+def test_a_restarted_task_counts_once_and_takes_nothing_back() -> None:
+    ledger = Ledger(["a"])
+    for _ in range(2):
+        ledger.add(header("a", 2, []))
+        ledger.add(shard("a", 0))
+    assert ledger.add(shard("a", 0).failed(FAILURE)) is None, "its fragment is staged"
+    tally = ledger.add(shard("a", 1))
+    assert tally is not None
+    assert (tally.failure, tally.counts.gets, tally.seconds) == (None, 2, 1.0)
+    assert (ledger.tiles, ledger.tiles_planned) == (20, 512)
