@@ -75,7 +75,7 @@ class Endings:
         header = tally.header
         assert header is not None, "a whole slide has its header"
         facts, changed = header["facts"], source.slide_id in self.work.replacing
-        stale = sorted(self.state.done.get(source.slide_id, set()) - {source.input_fp})
+        stale = sorted({*self.state.done.get(source.slide_id, ())} - {source.input_fp})
         return CommitJob(
             output=self.output,
             record=self.record(source, tally, status="done"),

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any, TypeVar
@@ -98,12 +98,12 @@ class Graph:
     stop_sign: StopSign
     """Makes the readers stop."""
 
-    def rows(self, tasks: Sequence[dict[str, str]]) -> Iterator[Any]:
+    def rows(self, tasks: Iterable[dict[str, str]]) -> Iterator[Any]:
         """Small Arrow tables of the finished rows of `tasks`, as they come out of the graph.
 
         Raises what ended it: an error of ours, or a ClusterError that tells Ray's in one sentence.
         """
-        tables = self._of(tasks).iter_batches(
+        tables = self._of(list(tasks)).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
         try:
@@ -113,7 +113,7 @@ class Graph:
         except RayError as error:
             raise own_error(error) from None
 
-    def _of(self, tasks: Sequence[dict[str, str]]) -> ray.data.Dataset:
+    def _of(self, tasks: list[dict[str, str]]) -> ray.data.Dataset:
         settings, recipe, placement = self.settings, self.recipe, self.placement
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -135,7 +135,7 @@ class Graph:
         }
         on_gpu = placement.encoder_gpus > 0
         return (
-            ray.data.from_items(list(tasks), override_num_blocks=min(len(tasks), MOST_SLIDE_BLOCKS))
+            ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_SLIDE_BLOCKS))
             .map_batches(plan.__call__, batch_size=1, batch_format="pyarrow", num_cpus=PLAN_CPUS)
             .map_batches(
                 ReadTiles,

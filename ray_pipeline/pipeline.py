@@ -204,7 +204,8 @@ class _Job:
     def _stream(self, todo: dict[str, SlideSource], placement: Placement) -> None:
         self.report.encoders_loaded = placement.encoders
         staged = self.endings.state.staged
-        tasks = [slide_task(source, staged.get(source.slide_id, {})) for source in self.work.todo]
+        # Not a list: nobody is to hold the tasks once Ray has them.
+        tasks = (slide_task(source, staged.get(source.slide_id, {})) for source in self.work.todo)
         ledger, stop_sign = Ledger(todo), StopSign()
         graph = Graph(
             settings=self.settings,

@@ -29,7 +29,7 @@ HEADS_AT_ONCE = 64
 """Concurrent HEAD requests for slides that no LIST told about."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SlideSource:
     """One slide as the job's settings name it, before it is opened."""
 

@@ -43,7 +43,7 @@ PART_BYTES = 64 << 20
 """Of a file written in parts; S3 takes 10,000 parts (Amazon S3 user guide, "Multipart upload")."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectInfo:
     """What a store says of one object."""
 

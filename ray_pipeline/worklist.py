@@ -107,7 +107,7 @@ def _moved(
 
 def _made_from(output: Store, source: SlideSource, state: OutputState) -> str | None:
     """The input that the slide's file was made from; None when nobody can tell."""
-    if state.done.get(source.slide_id) == {source.input_fp}:
+    if state.done.get(source.slide_id) == (source.input_fp,):
         return source.input_fp  # the one key there is: nothing to be in doubt about
     footer = read_footer(output, state.outputs[source.slide_id])
     return None if footer is None else footer.input_fp

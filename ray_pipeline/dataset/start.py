@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -122,7 +121,7 @@ def check_partitions(partition_by: Sequence[str], attributes: Sequence[str]) -> 
 class OutputState:
     """What an output already holds for one recipe, by three LISTs."""
 
-    done: dict[str, set[str]]
+    done: dict[str, tuple[str, ...]]
     """slide_id -> input fingerprints it is finished for."""
     outputs: dict[str, str]
     """slide_id -> key of its file."""
@@ -134,15 +133,15 @@ class OutputState:
 
 def read_state(output: Store, layout: Layout) -> OutputState:
     """List what is finished, what stands and what is staged."""
-    done: dict[str, set[str]] = defaultdict(set)
+    done: dict[str, tuple[str, ...]] = {}
     for info in output.list(layout.done):
         slide, _, input_fp = info.key.removeprefix(layout.done).strip("/").rpartition("/")
-        done[original_name(slide)].add(input_fp)
+        slide_id = original_name(slide)
+        done[slide_id] = (*done.get(slide_id, ()), input_fp)
     outputs, etags = {}, {}
     for info in output.list(layout.embeddings):
-        slide_id = slide_of_output(info.key)
-        if slide_id is not None:
-            outputs[slide_id], etags[slide_id] = info.key, info.etag
-    return OutputState(
-        done=dict(done), outputs=outputs, etags=etags, staged=list_staged(output, layout)
-    )
+        found = slide_of_output(info.key)
+        if found is not None:
+            outputs[found], etags[found] = info.key, info.etag
+    staged = list_staged(output, layout)
+    return OutputState(done=done, outputs=outputs, etags=etags, staged=staged)
