@@ -22,7 +22,7 @@ from ray_pipeline.errors import HistorayError, SettingsError
 from serve_app.batching import Batch, TileQueue
 from serve_app.errors import EncoderFailedError, UnavailableError
 from serve_app.metrics import EncoderMetrics
-from serve_app.settings import EncoderSettings
+from serve_app.settings import EncoderSettings, encoder_settings
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class EncoderReplica:
         replica while it reconfigures. An update that fails leaves the old encoder in place.
         Raises SettingsError, WeightsError.
         """
-        settings = EncoderSettings.model_validate(user_config)
+        settings = encoder_settings(user_config)
         if self._settings is not None and settings.model != self._settings.model:
             raise SettingsError(
                 f"'{self._name}' serves {self._settings.model}, and {settings.model} has other "

@@ -202,6 +202,14 @@ def service_settings(values: dict[str, Any]) -> ServiceSettings:
         raise SettingsError(sentence_of(error)) from None
 
 
+def encoder_settings(values: dict[str, Any]) -> EncoderSettings:
+    """The same for the settings of an encoder alone: the `user_config` of its deployment."""
+    try:
+        return EncoderSettings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(sentence_of(error)) from None
+
+
 def sentence_of(error: ValidationError) -> str:
     """One sentence for each problem: the key, and what is wrong with it; never the value."""
     parts = []

@@ -81,6 +81,8 @@ def test_an_update_that_fails_leaves_the_old_encoder() -> None:
         assert isinstance(await replica.embed(random_tiles(1)), Reply)
         (failed,) = [m for m in await replica.metrics() if m.name == "historay_failed_updates"]
         assert [s.value for s in failed.samples if s.name.endswith("_total")] == [1.0]
+        with pytest.raises(SettingsError, match="'precison': is no known key"):
+            await replica.reconfigure({**EXACT, "precison": "fp32"})
         with pytest.raises(SettingsError, match="under a name of its own"):
             await replica.reconfigure({**EXACT, "model": "h-optimus-0"})
         await replica.close()
