@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import ceph as ceph_server
 from tests.servers.ceph import CephCluster
@@ -20,6 +21,10 @@ OBJECT_STORE_BYTES = 1 << 30
 # Before anything imports ray: no usage reports, no notice about GPUs it does not hide.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+# What a busy machine makes slow is not wrong.
+settings.register_profile("historay", deadline=None)
+settings.load_profile("historay")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ray_pipeline.dataset.commit import commit_slide
 from ray_pipeline.dataset.schema import embeddings_schema
 from ray_pipeline.settings import load_settings
 from ray_pipeline.store import Store
+from serve_app.settings import load_service_settings
 from tests.cluster.test_job_submit import COMMAND
 from tests.dataset.conftest import MakeJob, staged_slide
 
@@ -31,9 +33,19 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_settings_of_the_readme_are_valid(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
-    (tmp_path / "job.yaml").write_text(text)
+    job, service = blocks("yaml")
+    (tmp_path / "job.yaml").write_text(job)
     assert load_settings(str(tmp_path / "job.yaml"), {}).model == "h-optimus-0"
+    (tmp_path / "serve.yaml").write_text(service)
+    served = load_service_settings(str(tmp_path / "serve.yaml"))
+    assert [model.served_as for model in served.models] == ["h-optimus-0"]
+
+
+def test_the_routes_of_the_readme_are_those_of_the_api() -> None:
+    paths = set(json.loads((ROOT / "tests/golden/openapi.json").read_text())["paths"])
+    table = README.split("## The same model, on demand")[1].split("\n## ")[0]
+    said = set(re.findall(r"(?:POST |GET |`)(/[a-z0-9./]+)`", table))
+    assert said == paths | {"/openapi.json"}
 
 
 def test_every_command_of_the_readme_exists() -> None:
@@ -84,9 +96,10 @@ def test_the_error_kinds_of_the_readme_exist() -> None:
     assert said <= kinds
 
 
-def test_every_module_has_its_floor_in_the_architecture() -> None:
+@pytest.mark.parametrize("package", ["ray_pipeline", "serve_app"])
+def test_every_module_has_its_floor_in_the_architecture(package: str) -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    for path in (ROOT / "ray_pipeline").iterdir():
+    for path in (ROOT / package).iterdir():
         name = path.stem if path.suffix == ".py" else f"{path.name}/"
         if name in ("__init__", "__pycache__/") or path.name == "py.typed":
             continue

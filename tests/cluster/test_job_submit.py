@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +11,9 @@ import duckdb
 import pytest
 
 from ray_pipeline.synthetic import write_slide
-from tests.servers.s3 import free_port
+from tests.servers.ray_head import ray_head
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 COMMAND = "ray job submit --working-dir . -- python -m ray_pipeline embed --config job.yaml"
 """As the README tells it."""
 
@@ -29,41 +21,8 @@ COMMAND = "ray job submit --working-dir . -- python -m ray_pipeline embed --conf
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head started with `ray start --head`; the environment by which clients find it."""
-    gcs, dashboard = free_port(), free_port()
-    env = {
-        **os.environ,
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_ADDRESS": "",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    temp = tempfile.mkdtemp(prefix="ray")  # short: Ray's sockets lie below it
-    command = ["ray", "start", "--head", "--port", str(gcs), "--num-cpus", "2"]
-    command += ["--dashboard-port", str(dashboard), "--dashboard-host", "127.0.0.1"]
-    command += ["--temp-dir", temp, "--disable-usage-stats", "--block"]
-    with (tmp_path / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        _wait_for(address)
-        yield {**env, "RAY_API_SERVER_ADDRESS": address}
-    finally:
-        process.terminate()
-        process.wait(60)
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def _wait_for(address: str) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=2)
-        except urllib.error.HTTPError:
-            return  # it answers, and wants the token that `ray job submit` has
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    raise TimeoutError(f"no head at {address}")
+    with ray_head(tmp_path / "head.log") as env:
+        yield env
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The online half: the same encoders behind HTTP, on Ray Serve. See ARCHITECTURE.md."""

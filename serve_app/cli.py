@@ -1,0 +1,120 @@
+"""`historay-serve --config serve.yaml`: the service on this machine, or on the cluster it is in.
+
+SIGTERM and Ctrl-C stop it once all accepted requests are answered; SIGHUP reads the file again and
+takes its changes up without a break.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Annotated
+
+import ray
+import typer
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
+
+from ray_pipeline.errors import HistorayError, SettingsError, UsageError
+from serve_app.app import Ingress, build
+from serve_app.auth import check_door, load_tokens
+from serve_app.settings import ServiceSettings, load_service_settings
+
+APPLICATION = "historay"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 stopped on request, 2 wrong settings, 1 anything else."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        command()
+    except UsageError as error:
+        sys.exit(_told(error, 2))
+    except HistorayError as error:
+        sys.exit(_told(error, 1))
+
+
+@command.command()
+def run(
+    config: Annotated[str, typer.Option(help="The settings, YAML.")],
+    host: Annotated[str | None, typer.Option(help="Address to bind; wins over the file.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; wins over the file.")] = None,
+) -> None:
+    """Serve until a signal comes."""
+    settings = _settings(config, host, port)
+    # Before Ray starts: its threads and ours then leave signals to `sigwait`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    _join()
+    try:
+        serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+        handle = _deploy(settings)
+        print(f"historay-serve: http://{settings.host}:{settings.port}", flush=True)  # noqa: T201
+        while signal.sigwait(_SIGNALS) == signal.SIGHUP:
+            handle = _deploy_again(config, host, port) or handle
+        _drain(handle, settings.drain_s)
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    finally:
+        ray.shutdown()
+
+
+def _settings(config: str, host: str | None, port: int | None) -> ServiceSettings:
+    settings = load_service_settings(config)
+    said = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    settings = settings.model_copy(update=said)
+    tokens = load_tokens(settings.tokens_file)
+    check_door(tokens, allow_anonymous=settings.allow_anonymous, host=settings.host)
+    return settings
+
+
+def _join() -> None:
+    """Join the cluster of RAY_ADDRESS, or start a local one."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.ERROR)
+    else:
+        cpus = max(3, len(os.sched_getaffinity(0)))
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR
+        )
+
+
+def _deploy(settings: ServiceSettings) -> DeploymentHandle[Ingress]:
+    try:
+        return serve.run(build(settings), name=APPLICATION)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"the service did not start; its replicas' log says why ({_last_line(error)})."
+        ) from None
+
+
+def _deploy_again(
+    config: str, host: str | None, port: int | None
+) -> DeploymentHandle[Ingress] | None:
+    """Take up a changed file; where it is wrong, say so and go on as before."""
+    try:
+        return _deploy(_settings(config, host, port))
+    except HistorayError as error:
+        _told(error, 0)
+        return None
+
+
+def _drain(handle: DeploymentHandle[Ingress], timeout_s: float) -> None:
+    try:
+        handle.broadcast("drain").results(timeout_s=timeout_s)
+    except TimeoutError:
+        logging.getLogger(__name__).warning("some requests were not answered in %g s", timeout_s)
+
+
+def _told(error: HistorayError, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,23 @@
+"""The service's benchmark runs, and ends with every ratio; what they are is not a test's affair."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks.service import WANTED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_a_quick_run_ends_with_every_ratio() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.service", "--quick"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert set(report["ratios"]) == set(WANTED) == set(report["holds"])
+    assert set(report["figures"]["mid"]["loads"]) == {"0.25", "0.5", "1", "2"}
