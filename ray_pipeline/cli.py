@@ -282,7 +282,7 @@ def models(as_json: AsJson = False) -> None:
 
 @weights_app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Weights as .bin, .pth or .pt (a pickle).")],
+    source: Annotated[str, typer.Argument(help="Weights as .bin, .pth, .pt or .torch (a pickle).")],
     target: Annotated[str, typer.Argument(help="Path of the .safetensors file to write.")],
 ) -> None:
     """Convert a pickle of weights to safetensors once; tensors and digest stay the same."""
