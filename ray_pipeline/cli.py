@@ -270,13 +270,23 @@ def errors(output: str, as_json: AsJson = False) -> None:
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the models: size of a vector, tile, mpp, licence."""
+    """List the models: vector, tile, mpp, licence, and what of it no primary source confirmed."""
     rows: list[Cells] = [
-        ("model", "dim", "tile, px", "mpp", "parameters", "pooling", "licence", "")
+        (
+            *("model", "dim", "tile, px", "mpp", "pooling", "parameters", "licence"),
+            *("non-commercial", "gated", "unverified"),
+        )
     ]
     for spec in MODELS.values():
-        numbers = (spec.dim, spec.tile_px, spec.mpp, f"{spec.parameters:,}")
-        rows.append((spec.name, *map(str, numbers), spec.pooling, spec.licence, spec.description))
+        rows.append(
+            (
+                *(spec.name, str(spec.dim), str(spec.tile_px), f"{spec.mpp:.4g}", spec.pooling),
+                *(f"{spec.parameters / 1e6:,.1f} M", spec.licence),
+                "yes" if spec.non_commercial else "no",
+                "yes" if spec.gated else "no",
+                ", ".join(spec.unverified) or "-",
+            )
+        )
     _say(_aligned(rows))
     if as_json:
         _say(json.dumps({"models": [asdict(spec) for spec in MODELS.values()]}, default=dict))
@@ -284,7 +294,7 @@ def models(as_json: AsJson = False) -> None:
 
 @weights_app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Weights as .bin, .pth or .pt (a pickle).")],
+    source: Annotated[str, typer.Argument(help="Weights as .bin, .pth, .pt or .torch (a pickle).")],
     target: Annotated[str, typer.Argument(help="Path of the .safetensors file to write.")],
 ) -> None:
     """Convert a pickle of weights to safetensors once; tensors and digest stay the same."""

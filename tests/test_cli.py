@@ -19,7 +19,10 @@ from tests.servers.s3 import S3Server
         (["--mpp", "1.0"], "mpp: 1.0: toy was made for 224 px at 0.5 mpp"),
         (["--mpp", "100"], "'mpp': Input should be less than or equal to 20"),
         (["--precision", "fp8"], "'precision': "),
-        (["--model", "resnet"], "model 'resnet' is not known; choose one of h-optimus-0, toy"),
+        (
+            ["--model", "resnet"],
+            "model 'resnet' is not known; choose one of h-optimus-0, ",
+        ),
         (["--partition-by", "site"], "partition_by: no manifest column 'site'"),
         (["--output", "ftp://x/y"], "unknown scheme 'ftp'"),
         (["--output", "s3://key:secret@bucket/x"], "carries credentials"),
@@ -84,6 +87,10 @@ def test_models_lists_what_each_model_is() -> None:
     by_name = {model["name"]: model for model in outcome.json["models"]}
     assert by_name["h-optimus-0"]["dim"] == 1536
     assert by_name["h-optimus-0"]["licence"] == "Apache-2.0"
+    assert by_name["virchow2"]["pooling"] == "cls+mean"
+    header, *rows = [line.split() for line in outcome.stdout.splitlines()[:-1]]
+    assert header[0] == "model"
+    assert [row[0] for row in rows] == list(by_name)
 
 
 def test_weights_that_are_nowhere_tell_the_three_ways(tmp_path: Path) -> None:

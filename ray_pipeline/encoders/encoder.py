@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,7 @@ from ray_pipeline.encoders.forward import (
     leave_out_unseen_tokens,
     lower_blocks_to_fp8,
 )
+from ray_pipeline.encoders.layouts import as_timm
 from ray_pipeline.encoders.model import build_model
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import AskedPrecision, EncoderIdentity, ModelSpec, Precision
@@ -103,6 +105,7 @@ class Encoder:
             meaningful=source.meaningful,
             precision=resolved,
         )
+        _say_licence(spec)
         self.agreements: tuple[Agreement, Agreement] | None = None
         """How a faster path agrees with the reference and with float32; None for the reference."""
         encode: Encode = Forward(self._model, spec, resolved).to(self.device)
@@ -273,9 +276,22 @@ def _open_weights(spec: ModelSpec, source: WeightsSource, model: nn.Module) -> T
         return RandomTensors(spec.name, shapes)
     path = local_file(spec, source)
     check_original(spec, path)
-    tensors = open_tensors(path)
+    tensors = as_timm(open_tensors(path), spec.layout, shapes)
     check_fit(tensors.shapes, shapes, what=source.location)
     return tensors
+
+
+@cache  # once per process, however many encoders it makes
+def _say_licence(spec: ModelSpec) -> None:
+    """Warn of what the licence of `spec`'s weights asks of whoever uses them."""
+    conditions = []
+    if spec.non_commercial:
+        conditions.append("commercial use is forbidden")
+    if spec.gated:
+        conditions.append(f"each user is to accept the terms at hf.co/{spec.hub_id}")
+    if conditions:
+        said = ", and ".join(conditions)
+        _logger.warning("%s: the weights' licence is %s: %s.", spec.name, spec.licence, said)
 
 
 @torch.inference_mode()

@@ -16,10 +16,16 @@ Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 """What matrix products are computed in; norms, residuals and softmax sums stay in fp32.
 
 `fp8` is the linear layers of the blocks alone, by rows; attention and the rest are fp16."""
-Pooling = Literal["cls"]
-"""`cls`: the class token after the final norm; register and patch tokens are not looked at."""
+Pooling = Literal["cls", "cls+mean"]
+"""`cls`: the class token after the final norm. `cls+mean`: the class token, then the mean of the
+patch tokens, after the final norm. Register tokens are never looked at."""
+Layout = Literal["timm", "dinov2", "transformers"]
+"""Whose names the tensors of a published checkpoint bear; see `layouts`."""
 Rgb = tuple[float, float, float]
 """One number per channel: red, green, blue."""
+IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
+IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
+"""Of ImageNet's training images; `timm.data.IMAGENET_DEFAULT_MEAN` and `_STD`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +54,13 @@ class ModelSpec:
     """What users write: `--model NAME`."""
     arch: str
     """Name of the architecture in timm's registry."""
-    arch_kwargs: Mapping[str, int | float | bool] = field(hash=False)
-    """Keyword arguments of `timm.create_model`, complete."""
+    arch_kwargs: Mapping[str, int | float | bool | str] = field(hash=False)
+    """Keyword arguments of `timm.create_model`, complete; layers by name (`model.LAYERS`)."""
     tile_px: int
     """Side of the square input, pixels."""
+    published_resize: str | None = None
+    """How the publishers bring an image to `tile_px`; None: not at all. Here tiles are read at
+    `tile_px` and `mpp` from the slide, so nothing is resized twice."""
     mpp: float
     """Microns per pixel the model was trained at."""
     mean: Rgb
@@ -67,13 +76,15 @@ class ModelSpec:
     tokens: int
     """All tokens of one tile: prefix and patches."""
     parameters: int
-    """Count of parameters."""
+    """Count of parameters of the architecture that `arch` and `arch_kwargs` build."""
     licence: str
-    """SPDX identifier of the weights' licence."""
+    """The weights' licence: its SPDX identifier, or its name where it has none."""
+    non_commercial: bool = False
+    """Whether that licence forbids commercial use."""
     gated: bool = False
     """Whether the hub asks for an accepted agreement before it gives the weights."""
     hub_id: str | None = None
-    """Repository on the Hugging Face hub; None: no weights exist, they are always random."""
+    """Repository on the Hugging Face hub, if the weights are there."""
     revision: str = "main"
     """Branch or commit of the hub repository; `weights_sha256` is what pins the content."""
     weights_file: str | None = None
@@ -83,8 +94,19 @@ class ModelSpec:
     least_cosine: float = 0.999
     """Of a tile's vector by a faster path to those by the reference and in float32; below it that
     path refuses to run."""
+    weights_url: str | None = None
+    """Where the publishers keep weights that are not on the hub."""
+    layout: Layout = "timm"
+    """Whose tensor names the published file bears; a file with timm's own is always taken."""
+    unverified: tuple[str, ...] = ()
+    """Fields whose values no primary source confirmed: model card, publishers' code or paper."""
     description: str
-    """One line for `historay models`."""
+    """One line: what it is and whose."""
+
+    @property
+    def published(self) -> bool:
+        """Whether weights exist at all; those of other models are always random."""
+        return self.hub_id is not None or self.weights_url is not None
 
     @property
     def preprocessing(self) -> Preprocessing:

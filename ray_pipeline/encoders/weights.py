@@ -25,7 +25,7 @@ from ray_pipeline.store import Store, shown_uri, split_uri
 
 SourceKind = Literal["random", "hub", "path", "uri"]
 
-PICKLE_SUFFIXES = (".bin", ".pth", ".pt")
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".torch")
 """Files of `torch.save`, opened with `weights_only=True`: no code in them is ever run."""
 WEIGHTS_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 RANDOM_SCHEME = "philox-int16-1"
@@ -57,17 +57,17 @@ def resolve_weights(spec: ModelSpec, weights: str | None) -> WeightsSource:
     """Find the weights a user asked for, at the cost of one stat or one HEAD.
 
     `weights` is None (the hub's local cache, HF_HOME honoured; nothing is downloaded), `random`,
-    a local path, or an object's URI. Files are `.safetensors`, `.bin`, `.pth` or `.pt`. Models
-    without any weights (`toy`) take None or `random`. Raises WeightsError, telling the ways to
-    give weights.
+    a local path, or an object's URI. Files are `.safetensors`, or pickles of PICKLE_SUFFIXES.
+    Models without any weights (`toy`) take None or `random`. Raises WeightsError, telling the ways
+    to give weights.
     """
-    if weights == "random" or (weights is None and spec.hub_id is None):
+    if weights == "random" or (weights is None and not spec.published):
         return WeightsSource(
             kind="random",
             location="random",
             version=f"{RANDOM_SCHEME};timm-{version('timm')}",
         )
-    if spec.hub_id is None:
+    if not spec.published:
         raise WeightsError(
             f"{spec.name} has no weights but random ones: "
             f"leave out weights '{shown_uri(weights or '')}'."
@@ -80,13 +80,14 @@ def resolve_weights(spec: ModelSpec, weights: str | None) -> WeightsSource:
 
 
 def weights_cache_key(spec: ModelSpec, source: WeightsSource) -> str:
-    """A short name (16 hex digits) for `spec` with `source`, under which a digest can be kept.
+    """A short name (16 hex digits) for `spec` with `source`, under which an identity can be kept.
 
-    Equal keys mean equal weights digests; computing it reads no weights and needs no torch.
+    Equal keys mean equal identities on equal devices; an entry of the registry that was corrected
+    has another key. Computing it reads no weights and needs no torch.
     """
     # A commit of the hub is the same wherever a node keeps its cache; a path may not be.
     place = spec.hub_id if source.kind == "hub" else source.location
-    text = "\n".join((spec.name, spec.arch, source.kind, place or "", source.version))
+    text = "\n".join((repr(spec), source.kind, place or "", source.version))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -146,7 +147,8 @@ def check_original(spec: ModelSpec, path: Path) -> None:
 
 
 def _from_hub_cache(spec: ModelSpec) -> WeightsSource:
-    assert spec.hub_id is not None
+    if spec.hub_id is None:
+        raise _unavailable(spec, "they are not on the hub")
     assert spec.weights_file is not None
     found = try_to_load_from_cache(spec.hub_id, spec.weights_file, revision=spec.revision)
     if not isinstance(found, str):
@@ -194,9 +196,17 @@ def _unavailable(spec: ModelSpec, reason: str) -> WeightsError:
     return WeightsError(
         f"no weights for {spec.name}: {reason.rstrip('.')}; give a local file "
         "(--weights /path/file.safetensors or .bin), an object (--weights s3://bucket/key), or "
-        f"fill the hub's cache on every encoder node (hf download {spec.hub_id} "
-        f"{spec.weights_file})."
+        f"{_where_to_get(spec)}."
     )
+
+
+def _where_to_get(spec: ModelSpec) -> str:
+    if spec.hub_id is None:
+        return f"download {spec.weights_url} and give that"
+    pinned = "" if spec.revision == "main" else f" --revision {spec.revision}"
+    agreed = f", once you have accepted its terms at hf.co/{spec.hub_id}" if spec.gated else ""
+    command = f"hf download {spec.hub_id} {spec.weights_file}{pinned}"
+    return f"fill the hub's cache on every encoder node ({command}{agreed})"
 
 
 def cache_folder() -> Path:

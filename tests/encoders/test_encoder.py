@@ -170,6 +170,24 @@ def test_toy_says_that_its_vectors_mean_nothing(caplog: pytest.LogCaptureFixture
     assert "mean nothing" in caplog.text
 
 
+def test_conditions_of_a_licence_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    spec = replace(
+        TOY, name="strict", licence="CC-BY-NC-4.0", non_commercial=True, gated=True, hub_id="a/b"
+    )
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            Encoder(spec, resolve_weights(spec, "random"), device="cpu", precision="fp32")
+    (said,) = [line for line in caplog.messages if "licence" in line]
+    for words in ("strict", "CC-BY-NC-4.0", "commercial use is forbidden", "hf.co/a/b"):
+        assert words in said
+
+
+def test_a_free_licence_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        toy()
+    assert "licence" not in caplog.text
+
+
 def test_toy_weights_are_the_same_everywhere_and_forever() -> None:
     assert toy().identity.weights_digest == TOY_DIGEST
 

@@ -165,6 +165,23 @@ def test_no_weights_at_all_tells_the_three_ways(spec: ModelSpec) -> None:
     assert_tells_three_ways(str(caught.value))
 
 
+@pytest.mark.usefixtures("empty_hub_cache")
+def test_pinned_and_gated_weights_tell_revision_and_terms(spec: ModelSpec) -> None:
+    asked = replace(spec, revision="ab" * 20, gated=True)
+    with pytest.raises(WeightsError) as caught:
+        resolve_weights(asked, None)
+    assert f"pytorch_model.bin --revision {'ab' * 20}, once" in str(caught.value)
+    assert "accepted its terms at hf.co/someone/tiny" in str(caught.value)
+
+
+def test_weights_that_are_not_on_the_hub_tell_where_they_are() -> None:
+    spec = get_spec("kaiko-vits16")
+    with pytest.raises(WeightsError, match="not on the hub") as caught:
+        resolve_weights(spec, None)
+    assert f"download {spec.weights_url} and give that" in str(caught.value)
+    assert not resolve_weights(spec, "random").meaningful
+
+
 @pytest.mark.parametrize("given", ["absent.bin", "absent.safetensors", "notes.txt", "folder.pt"])
 def test_unusable_path_tells_the_three_ways(spec: ModelSpec, tmp_path: Path, given: str) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
