@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ray_pipeline.encoders.encoder import Encoder, probe_identity
+from ray_pipeline.encoders.forward import leave_out_unseen_tokens
 from ray_pipeline.encoders.model import build_model
 from ray_pipeline.encoders.registry import MODELS, get_spec
 from ray_pipeline.encoders.spec import ModelSpec
@@ -117,6 +118,16 @@ def test_vector_does_not_look_at_registers(spec: ModelSpec) -> None:
     sees_patches = narrow.pooling == "cls+mean"
     for patch in (narrow.prefix_tokens, narrow.tokens - 1):
         assert torch.equal(vectors_with(patch, patch + 1), before) != sees_patches
+
+
+@every_model
+@torch.inference_mode()
+def test_vector_needs_no_more_of_the_last_block_than_its_pooling_sees(spec: ModelSpec) -> None:
+    narrow = narrowed(spec)
+    model, tiles = filled(narrow), images(narrow)
+    whole = model(tiles)
+    assert leave_out_unseen_tokens(model, narrow) == (narrow.pooling == "cls")
+    torch.testing.assert_close(model(tiles), whole, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
