@@ -84,6 +84,8 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
     connect()
     placement = _place(settings, reporter)
     identity = resolve_identity(settings, output, placement)
+    if notice := get_spec(settings.model).licence_notice:
+        reporter.say(notice)  # actors' logs stay on their nodes
     if not identity.meaningful:
         reporter.say(f"{identity.model} runs with made-up weights: these vectors mean nothing.")
     recipe = recipe_of(settings, identity)

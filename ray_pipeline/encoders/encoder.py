@@ -283,15 +283,8 @@ def _open_weights(spec: ModelSpec, source: WeightsSource, model: nn.Module) -> T
 
 @cache  # once per process, however many encoders it makes
 def _say_licence(spec: ModelSpec) -> None:
-    """Warn of what the licence of `spec`'s weights asks of whoever uses them."""
-    conditions = []
-    if spec.non_commercial:
-        conditions.append("commercial use is forbidden")
-    if spec.gated:
-        conditions.append(f"each user is to accept the terms at hf.co/{spec.hub_id}")
-    if conditions:
-        said = ", and ".join(conditions)
-        _logger.warning("%s: the weights' licence is %s: %s.", spec.name, spec.licence, said)
+    if spec.licence_notice:
+        _logger.warning(spec.licence_notice)
 
 
 @torch.inference_mode()

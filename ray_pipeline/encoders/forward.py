@@ -94,7 +94,7 @@ class ClassTokenBlock(nn.Module):
 def leave_out_unseen_tokens(model: nn.Module, spec: ModelSpec) -> bool:
     """Make the last block a `ClassTokenBlock` where pooling allows; whether it could be done."""
     blocks = getattr(model, "blocks", None)
-    if spec.pooling not in ("cls",) or not isinstance(blocks, nn.Sequential):
+    if spec.pooling != "cls" or not isinstance(blocks, nn.Sequential):
         return False
     last = blocks[-1]
     if type(last) is not Block or type(last.attn) is not Attention:

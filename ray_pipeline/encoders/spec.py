@@ -104,6 +104,18 @@ class ModelSpec:
     """One line: what it is and whose."""
 
     @property
+    def licence_notice(self) -> str:
+        """What the weights' licence asks of whoever uses them, as a sentence; empty for nothing."""
+        conditions = []
+        if self.non_commercial:
+            conditions.append("commercial use is forbidden")
+        if self.gated:
+            conditions.append(f"each user is to accept the terms at hf.co/{self.hub_id}")
+        if not conditions:
+            return ""
+        return f"{self.name}: the weights' licence is {self.licence}: {', and '.join(conditions)}."
+
+    @property
     def published(self) -> bool:
         """Whether weights exist at all; those of other models are always random."""
         return self.hub_id is not None or self.weights_url is not None

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import pixels, reader
+from ray_pipeline.encoders.registry import get_spec
+from tests.benchmarks import encoder, pipeline, pixels, reader
 
 
 def quick_run(name: str, folder: Path) -> dict[str, Any]:
@@ -44,3 +45,22 @@ def test_pixels(tmp_path: Path) -> None:
     report = quick_run("pixels", tmp_path)
     assert set(pixels.WANTED) == set(report["holds"])
     assert len(report["figures"]["normalise"]["rates"]) == 4
+
+
+@pytest.mark.slow
+def test_the_encoder(tmp_path: Path) -> None:
+    report = quick_run("encoder", tmp_path)
+    assert set(encoder.WANTED["cpu"]) == set(report["holds"])
+    assert report["figures"]["gflop_per_tile"] > 0
+
+
+@pytest.mark.slow
+def test_the_work_of_a_tile_is_the_real_models() -> None:
+    assert encoder.flops_per_tile(get_spec("h-optimus-0")) / 1e9 == pytest.approx(608.35, abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_pipeline(tmp_path: Path) -> None:
+    report = quick_run("pipeline", tmp_path)
+    assert set(pipeline.WANTED) == set(report["holds"])
+    assert report["figures"]["batch_fill"] > 0.5
