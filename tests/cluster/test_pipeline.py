@@ -13,10 +13,16 @@ import tifffile
 
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.report import RunReport
+from ray_pipeline.encoders.encoder import probe_identity
 from ray_pipeline.errors import ClusterError, DoesNotFitError, RecipeMismatchError
+from ray_pipeline.graph import Graph, StopSign
 from ray_pipeline.pipeline import embed
+from ray_pipeline.placement import Node, choose_placement
 from ray_pipeline.progress import Reporter
+from ray_pipeline.recipe import recipe_of
 from ray_pipeline.settings import JobSettings
+from ray_pipeline.sources import find_slides
+from ray_pipeline.stages import slide_task
 from ray_pipeline.status import recipe_status
 from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
@@ -117,11 +123,27 @@ def test_a_plan_that_can_not_fit_is_refused_before_anything_is_written(
     assert not list((tmp_path / "out").glob("embeddings/**/*.parquet"))
 
 
-def test_a_job_in_which_nothing_moves_ends_and_says_where(manifest: Path, tmp_path: Path) -> None:
+def test_a_graph_in_which_nothing_moves_ends_and_says_where(manifest: Path, tmp_path: Path) -> None:
+    settings = JobSettings.model_validate(
+        {"slides": ["x"], "output": str(tmp_path / "out"), "model": "toy", "no_progress_s": 0.01}
+    )
+    graph = Graph(
+        settings=settings,
+        recipe=recipe_of(settings, probe_identity("toy", None, "fp32", "cpu")),
+        output=Store.open(settings.output),
+        placement=choose_placement(settings, [Node(cpus=2)]),
+        stop_sign=StopSign(),
+    )
+    tasks = [slide_task(source, {}) for source in find_slides([str(manifest)])]
     with pytest.raises(ClusterError, match=r"nothing moved for 0.01 s: .* run again to go on"):
+        list(graph.rows(tasks))
+
+
+def test_a_node_that_is_never_free_is_not_waited_for_without_end(
+    manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ClusterError, match=r"no node told the encoder's identity in 0.01 s"):
         job(manifest, tmp_path / "out", no_progress_s=0.01)
-    (report,) = (tmp_path / "out").glob("_state/*/runs/*.json")
-    assert json.loads(report.read_text())["stopped"] is False
 
 
 def test_formats_colours_and_counts_go_through_the_graph(tmp_path: Path) -> None:
