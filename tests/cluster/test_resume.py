@@ -98,7 +98,7 @@ def under_way(process: Popen[str], output: Path) -> None:
     """Wait until the first shard is staged."""
     deadline = time.monotonic() + DEADLINE_S
     while not list(output.glob("_state/*/staging/*/*/*.arrow")):
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
