@@ -18,7 +18,7 @@ from tests.servers.s3 import S3Server
         (["--tile-px", "256"], "tile_px: 256: toy takes tiles of 224 px only"),
         (["--mpp", "1.0"], "mpp: 1.0: toy was made for 224 px at 0.5 mpp"),
         (["--mpp", "100"], "'mpp': Input should be less than or equal to 20"),
-        (["--precision", "fp8"], "'precision': "),
+        (["--precision", "fp9"], "'precision': "),
         (
             ["--model", "resnet"],
             "model 'resnet' is not known; choose one of h-optimus-0, ",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -132,7 +131,7 @@ def test_vector_needs_no_more_of_the_last_block_than_its_pooling_sees(spec: Mode
 
 @torch.inference_mode()
 def test_mean_is_taken_in_float32() -> None:
-    model = build_model(replace(narrowed(get_spec("virchow2"))))
+    model = build_model(narrowed(get_spec("virchow2")))
     # 2049 is no number of bfloat16: a mean summed in it would stay at 2048.
     tokens = torch.tensor([0.0] * 5 + [2048.0, 2050.0]).bfloat16().view(1, 7, 1)
     assert cast(Any, model).head(tokens).tolist() == [[0.0, 2048.0]]
@@ -175,6 +174,5 @@ def test_probing_needs_a_fraction_of_the_weights_memory() -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert resource.RUSAGE_SELF == 0
     weights_bytes = get_spec("virchow2").parameters * 4
     assert int(done.stdout) * 1024 < 0.1 * weights_bytes
