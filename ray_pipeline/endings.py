@@ -11,7 +11,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from ray_pipeline.dataset.commit import CommitJob
-from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.layout import REPLACED, Layout
 from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
@@ -75,7 +75,7 @@ class Endings:
         header = tally.header
         assert header is not None, "a whole slide has its header"
         facts, changed = header["facts"], source.slide_id in self.work.replacing
-        stale = sorted({*self.state.done.get(source.slide_id, ())} - {source.input_fp})
+        stale = sorted({*self.state.done.get(source.slide_id, ())} - {source.input_fp, REPLACED})
         return CommitJob(
             output=self.output,
             record=self.record(source, tally, status="done"),

@@ -72,6 +72,22 @@ def test_a_file_replaced_just_before_a_crash_is_known_by_its_footer(output: Stor
     assert [failure.kind for _, failure in back.failures] == ["source-changed"]
 
 
+def test_a_done_key_that_comes_late_is_not_believed_beside_a_file_that_was_replaced(
+    output: Store,
+) -> None:
+    commit_slide(job_of(output, V1))
+    output.delete([LAYOUT.done_key("slide-1", V1.input_fp)])
+    old = output.head(job_of(output, V1).key).etag
+    commit_slide(replace(job_of(output, V2, n_tiles=300), replace_etag=old))
+    # The first driver was slow between its file and its done key, the second died between them.
+    output.delete([LAYOUT.done_key("slide-1", V2.input_fp)])
+    output.put(LAYOUT.done_key("slide-1", V1.input_fp), b"")
+
+    work = chosen(output, V1)
+    assert work.finished == []
+    assert [failure.kind for _, failure in work.failures] == ["source-changed"]
+
+
 def test_where_several_done_keys_stand_the_footer_decides(output: Store) -> None:
     commit_slide(job_of(output, V2))
     output.put(LAYOUT.done_key("slide-1", V1.input_fp), b"")

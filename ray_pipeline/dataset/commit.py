@@ -2,6 +2,8 @@
 
     fragments -> Parquet -> one conditional PUT -> record -> done key -> fragments deleted
 
+Where a file of another input stands, or its done key, a mark that outlives all of them comes first.
+
 A crash between any two steps is harmless: the next run finds the file (its footer tells what it
 is), or the fragments, and goes on from there. A lost reply to a conditional PUT looks like a
 failure, so after any doubt the file is read back, and what stands there decides.
@@ -94,21 +96,23 @@ def commit_slide(job: CommitJob) -> SlideRecord:
         standing = read_standing(job.output, job.key)
         if standing is None or not standing.of_plan(job.footer, job.n_tiles):
             raise
-        _forget_others(job)
+        _cast_doubt(job)
     else:
-        _forget_others(job)
+        _cast_doubt(job)
         standing = _put_once(job, data, built)
     record = standing.told_in(job.record)
     finish(job, record)
     return record
 
 
-def _forget_others(job: CommitJob) -> None:
-    """Delete the done keys of other inputs.
+def _cast_doubt(job: CommitJob) -> None:
+    """Mark the slide as one whose done keys prove nothing alone, and delete those of other inputs.
 
-    Before the file is put: after a crash none may stand beside a file it was not written for.
+    Before the file is put: after a crash, or when a slow driver writes its own done key at last,
+    one may stand beside a file it was not written for.
     """
-    if job.stale_done:
+    if job.stale_done or job.replace_etag is not None:
+        job.output.put(job.layout.replaced_key(job.footer.slide_id), b"")
         job.output.delete(job.stale_done)
 
 

@@ -13,6 +13,8 @@ EMBEDDINGS_FILE = "embeddings.parquet"
 """Name of a slide's one file."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 """Folder value of an absent partition value, as Hive and its readers spell it."""
+REPLACED = "replaced"
+"""What stands among a slide's done keys once one of them may be of a file that is no more."""
 
 LONGEST_NAME_BYTES = 200
 """Most bytes of a folder's name: local file systems end at 255, and endings are still to come."""
@@ -106,6 +108,10 @@ class Layout:
     def done_key(self, slide_id: str, input_fp: str) -> str:
         """The empty key saying that the slide is finished for this input."""
         return f"{self.done}/{folder_name(slide_id)}/{input_fp}"
+
+    def replaced_key(self, slide_id: str) -> str:
+        """The empty key, for ever beside the done keys, of a slide whose file is not its first."""
+        return f"{self.done}/{folder_name(slide_id)}/{REPLACED}"
 
     def quarantine(self, slide_id: str, plan_fp: str) -> str:
         """Where a file goes that would have overwritten a different one: one place per plan."""
