@@ -3,9 +3,9 @@
     python -m tests.benchmarks.pipeline [--quick] [--model NAME] [--out FILE]
 
 Slides are mosaics of a synthetic field behind a range server of our own, with 30 ms before each
-reply and 80 MB/s on each connection. A job's rate is that of the slides by which a long job is
-longer than a short one, so that what both do once, like loading the model, does not count. Between
-the jobs the encoder and the reader run alone, with the same threads.
+reply and 80 MB/s on each connection. A job's rate counts from the first tiles that are staged to
+the last, so that what a job does once, like loading the model, does not count. In the same run the
+encoder and the reader work alone, with the same threads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.encoders.weights import resolve_weights
 from ray_pipeline.pipeline import embed
-from ray_pipeline.progress import Reporter
+from ray_pipeline.progress import Counts, Reporter
 from ray_pipeline.rows import from_table, to_table
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.slides.slide import open_slide
@@ -42,13 +42,13 @@ from ray_pipeline.slides.tiled import TiledSlide
 from ray_pipeline.stages import EncodeTiles
 from tests.benchmarks.reader_measures import planned, read
 from tests.benchmarks.report import finish
-from tests.benchmarks.slides import write_field, write_mosaic
+from tests.benchmarks.slides import FIELD_PX, write_field, write_mosaic
 from tests.servers.ranges import RangeServer
 
 WANTED = {"pipeline_over_encoder": ">= 0.95", "null_pipeline_over_reader": ">= 0.6"}
 LATENCY_MS, MB_PER_S = 30.0, 80.0
-SHORT, LONG = 2, 6
-"""Slides of the two jobs."""
+SLIDES = 6
+"""Of each job."""
 PACKAGES = ("ray", "torch", "obstore", "pyarrow")
 
 
@@ -81,24 +81,36 @@ class Bench:
     turns: int
 
     def rate(self, **asked: Any) -> tuple[float, RunReport]:
-        """tiles/s of the job's steady state, median over turns, and the last long job's report."""
+        """tiles/s of the job once tiles come, median over turns, and the last report."""
         rates, reports = [], []
-        for turn in range(self.turns):
-            short, long = (self._job(n, f"{n}-{turn}", asked) for n in (SHORT, LONG))
-            seconds = [report.tiles / report.tiles_per_s for report in (short, long)]
-            rates.append((long.tiles - short.tiles) / (seconds[1] - seconds[0]))
-            reports.append(long)
+        for _ in range(self.turns):
+            watch, output = Watch(), self.folder / "out"
+            shutil.rmtree(output, ignore_errors=True)
+            uris = [f"s3://slides/{number}.tif" for number in range(SLIDES)]
+            reports.append(embed(JobSettings(slides=uris, output=str(output), **asked), watch))
+            assert reports[-1].slides_failed == 0, reports[-1].failures
+            rates.append(watch.rate)
+            print(f"{watch.rate} tiles a second", file=sys.stderr)
         return statistics.median(rates), reports[-1]
 
-    def _job(self, slides: int, name: str, asked: dict[str, Any]) -> RunReport:
-        output = self.folder / "out" / name
-        shutil.rmtree(output, ignore_errors=True)
-        uris = [f"s3://slides/{number}.tif" for number in range(slides)]
-        settings = JobSettings(slides=uris, output=str(output), **asked)
-        report = embed(settings, Reporter(io.StringIO(), every_s=60))
-        assert report.slides_failed == 0, report.failures
-        print(f"{name}: {report.tiles} tiles, {report.tiles_per_s} a second", file=sys.stderr)
-        return report
+
+class Watch(Reporter):
+    """Notes when which tiles were staged."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.seen: list[tuple[float, int]] = []
+
+    def show(self, counts: Counts, *, final: bool = False) -> None:
+        """See `Reporter`."""
+        self.seen.append((time.monotonic(), counts.tiles))
+
+    @property
+    def rate(self) -> float:
+        """tiles/s from the first tiles to the last."""
+        began, first = next(moment for moment in self.seen if moment[1] > 0)
+        ended, last = next(moment for moment in self.seen if moment[1] == self.seen[-1][1])
+        return (last - first) / (ended - began)
 
 
 def main() -> None:
@@ -115,9 +127,10 @@ def main() -> None:
         bucket = bench.folder / "slides"
         bucket.mkdir()
         field = bench.folder / "field.svs"
-        write_field(field, mpp=0.5, side_px=2048 if asked.quick else 8192)
-        write_mosaic(field, bucket / "0.tif", across=1, down=1, mpp=0.5)
-        for number in range(1, LONG):
+        write_field(field, mpp=0.5, side_px=4096 if asked.quick else FIELD_PX)
+        times = 1 if asked.quick else 2
+        write_mosaic(field, bucket / "0.tif", across=times, down=times, mpp=0.5)
+        for number in range(1, SLIDES):
             (bucket / f"{number}.tif").hardlink_to(bucket / "0.tif")
         with RangeServer(bench.folder, latency_ms=LATENCY_MS, mb_per_s=MB_PER_S) as server:
             os.environ.update(server.env)
