@@ -79,20 +79,26 @@ class RandomTensors:
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file = cast(Any, safe_open(path, framework="pt"))
-            names = self._file.keys()
-            self.shapes: Shapes = {
-                name: tuple(self._file.get_slice(name).get_shape()) for name in names
-            }
+            with self._opened() as file:
+                self.shapes: Shapes = {
+                    name: tuple(file.get_slice(name).get_shape())
+                    for name in file.keys()  # noqa: SIM118
+                }
         except (SafetensorError, OSError) as error:
             raise WeightsError(
                 f"{path} is no readable safetensors file ({_first_line(error)}): download it again."
             ) from error
 
     def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_tensor(name)
+        with self._opened() as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+    def _opened(self) -> Any:
+        # Anew for each tensor: what was read stays in this process's memory while it is open.
+        return cast(Any, safe_open(self._path, framework="pt"))
 
 
 class _PickleFile:
