@@ -54,19 +54,14 @@ class BandPlan:
     """In the order in which the windows first need them."""
     last_step: Ints
     """int64 [n]: the step after which each window is whole."""
-    first_row: int
-    """The first row of compressed tiles under the last row of windows."""
-    columns: int
-    """Compressed tiles across."""
-
-    def reaches_last_row(self, tile: int) -> bool:
-        """Whether a compressed tile may be needed again by windows that follow."""
-        return tile // self.columns >= self.first_row
+    first_lingering: int
+    """The first compressed tile under the last row of windows; those that follow may need it again,
+    or any after it."""
 
     @property
     def lingering(self) -> list[int]:
         """Compressed tiles of the plan that may be needed again."""
-        return [step.tile for step in self.steps if self.reaches_last_row(step.tile)]
+        return [step.tile for step in self.steps if step.tile >= self.first_lingering]
 
 
 def tiles_under(table: TileTable, windows: Windows, reduce: int) -> Ints:
@@ -77,7 +72,7 @@ def tiles_under(table: TileTable, windows: Windows, reduce: int) -> Ints:
 def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     """Plan the reading of `windows` at 1/`reduce` of the table's level."""
     if not len(windows.left):
-        return BandPlan([], np.empty(0, np.int64), 0, table.columns)
+        return BandPlan([], np.empty(0, np.int64), 0)
     window, tile, rows, columns = _pairs(table, windows, reduce)
     width, height = reduced_tile(table, reduce)
     left, top = windows.left[window], windows.top[window]
@@ -97,7 +92,7 @@ def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     bounds = zip(order.tolist(), edges[:-1], edges[1:], strict=True)
     steps = [Step(number, pastes[start:stop]) for number, start, stop in bounds]
     last_step = np.maximum.reduceat(step_of, np.flatnonzero(np.diff(window, prepend=-1)))
-    return BandPlan(steps, last_step, int(windows.top[-1]) // height, table.columns)
+    return BandPlan(steps, last_step, int(windows.top[-1]) // height * table.columns)
 
 
 def reduced_tile(table: TileTable, reduce: int) -> tuple[int, int]:

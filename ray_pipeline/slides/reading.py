@@ -78,7 +78,7 @@ class BandReader:
         plan = plan_bands(self._table, windows, self._reduce)
         here = self._kept
         # Those of earlier runs that reach down to the last row may be needed further along it.
-        self._kept = {tile: here[tile] for tile in here if plan.reaches_last_row(tile)}
+        self._kept = {tile: here[tile] for tile in here if tile >= plan.first_lingering}
         room = max(0, KEPT_BYTES // self._tile_bytes - len(self._kept))
         keep = frozenset(sorted(plan.lingering)[:room])
         wanted = [step.tile for step in plan.steps if step.tile not in here]

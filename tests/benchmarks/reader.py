@@ -81,9 +81,9 @@ def _make_slides(bucket: Path, *, quick: bool) -> dict[str, float]:
     fields = {mpp: bucket / f"field_{mpp}.svs" for mpp in (0.5, 0.25)}
     for mpp, field in fields.items():
         write_field(field, mpp=mpp, side_px=side)
-    times = 1 if quick else 3
-    write_mosaic(fields[0.5], bucket / "half.tif", across=times, down=times, mpp=0.5)
-    write_mosaic(fields[0.25], bucket / "quarter.tif", across=times, down=times, mpp=0.25)
+    for name, mpp, times in (("half.tif", 0.5, 3), ("quarter.tif", 0.25, 6)):
+        across = 1 if quick else times
+        write_mosaic(fields[mpp], bucket / name, across=across, down=across, mpp=mpp)
     size = fields[0.5].stat().st_size
     down = max(1, round((64e6 if quick else 1e9) / size / 4))
     write_mosaic(fields[0.5], bucket / "large.tif", across=4, down=down, mpp=0.5)
