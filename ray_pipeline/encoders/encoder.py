@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -115,6 +116,8 @@ class Encoder:
             batch_size = self._largest_batch(encode)
         self._runner = self._runner_of(encode, batch_size)
         self._feeder = Feeder(self._runner, spec.dim)
+        # Else the feeder's thread would hold the model of an encoder that nobody has any more.
+        weakref.finalize(self, self._feeder.end)
         if not source.meaningful:
             _logger.warning("%s has random weights: its vectors mean nothing.", spec.name)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -204,6 +207,25 @@ def test_threads_are_set() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_encoder_let_go_of_gives_back_its_memory_and_its_thread(tiles: Tiles) -> None:
+    before = set(threading.enumerate())
+    encoder = toy()
+    encoder.encode(tiles[:1])
+    (worker,) = set(threading.enumerate()) - before
+    parameter = weakref.ref(next(encoder._model.parameters()))
+    del encoder
+    gc.collect()
+    worker.join(timeout=30)
+    assert not worker.is_alive()
+    gc.collect()
+    assert parameter() is None
+
+
+def test_what_was_asked_for_comes_though_the_encoder_is_let_go_of(tiles: Tiles) -> None:
+    expected = toy().encode(tiles)
+    assert np.array_equal(toy(batch_size=2).submit(tiles).result().vectors, expected)
 
 
 def test_batch_of_nothing_is_refused() -> None:
