@@ -116,8 +116,9 @@ class Encoder:
             batch_size = self._largest_batch(encode)
         self._runner = self._runner_of(encode, batch_size)
         self._feeder = Feeder(self._runner, spec.dim)
-        # Else the feeder's thread would hold the model of an encoder that nobody has any more.
-        weakref.finalize(self, self._feeder.end)
+        # Else the feeder's thread would hold the model of an encoder that nobody has any more. Not
+        # at exit: there nobody waits for what is under way.
+        weakref.finalize(self, self._feeder.close).atexit = False
         if not source.meaningful:
             _logger.warning("%s has random weights: its vectors mean nothing.", spec.name)
 

@@ -132,15 +132,12 @@ class Feeder:
 
     def close(self) -> None:
         """End the thread once all that was asked for is done; later calls are refused."""
-        self.end()
-        if self._thread is not None:
-            self._thread.join()
-
-    def end(self) -> None:
-        """As `close`, without waiting."""
         with self._changed:
             self._closed = True
             self._changed.notify()
+        # A collection of garbage may come to call this in the thread itself.
+        if self._thread not in (None, threading.current_thread()):
+            self._thread.join()
 
     def _work(self) -> None:
         running: deque[tuple[int, list[_Piece]]] = deque()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import weakref
 from dataclasses import replace
@@ -226,6 +228,22 @@ def test_an_encoder_let_go_of_gives_back_its_memory_and_its_thread(tiles: Tiles)
 def test_what_was_asked_for_comes_though_the_encoder_is_let_go_of(tiles: Tiles) -> None:
     expected = toy().encode(tiles)
     assert np.array_equal(toy(batch_size=2).submit(tiles).result().vectors, expected)
+
+
+@pytest.mark.parametrize("last", ["encoder.close()", "del encoder", "pass"])
+def test_a_process_ends_well_right_after_it_encoded(last: str) -> None:
+    code = f"""
+import numpy as np
+from ray_pipeline.encoders.encoder import Encoder
+from ray_pipeline.encoders.registry import get_spec
+from ray_pipeline.encoders.weights import resolve_weights
+spec = get_spec("toy")
+encoder = Encoder(spec, resolve_weights(spec, None), device="cpu")
+encoder.encode(np.zeros((3, 224, 224, 3), np.uint8))
+{last}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_batch_of_nothing_is_refused() -> None:
