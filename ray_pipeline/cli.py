@@ -19,7 +19,7 @@ import typer
 from ray_pipeline.dataset.report import RunReport, versions
 from ray_pipeline.encoders.registry import MODELS
 from ray_pipeline.errors import HistorayError, UsageError
-from ray_pipeline.estimate import H100_TILES_PER_S, estimate_slides, summary
+from ray_pipeline.estimate import estimate_slides, h100_tiles_per_s, summary
 from ray_pipeline.flags import with_settings_flags
 from ray_pipeline.progress import Reporter
 from ray_pipeline.recipe import tiling_of, tissue_rule_of
@@ -112,8 +112,12 @@ def _embedded(settings: JobSettings, stop: Stop) -> RunReport:
 def plan(
     config: Config = None,
     tiles_per_s: Annotated[
-        float, typer.Option(min=0.001, help="Pace of one GPU, for the GPU-hours.")
-    ] = H100_TILES_PER_S,
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Pace of one GPU, for the GPU-hours; by default that expected of one H100.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     *,
     flags: dict[str, Any],
@@ -123,6 +127,7 @@ def plan(
     Reads the overviews only; --output is not needed.
     """
     settings = load_settings(config, flags, defaults={"output": "unused"})
+    tiles_per_s = tiles_per_s or h100_tiles_per_s(settings.model)
     with Reporter() as reporter:
         estimates = estimate_slides(settings, reporter.show)
     rows: list[Cells] = [("slide", "tiles", "level", "mpp", "MB to fetch", "")]

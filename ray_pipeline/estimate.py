@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.errors import SlideError, StoreError
 from ray_pipeline.plan import plan_slide
 from ray_pipeline.progress import Counts
@@ -19,6 +20,17 @@ SLIDES_AT_ONCE = 4
 """Slides planned concurrently: the work is mostly waiting for the store."""
 H100_TILES_PER_S = 850.0
 """Pace of h-optimus-0 expected of one H100 in compiled fp16: not yet measured."""
+
+
+def h100_tiles_per_s(model: str) -> float:
+    """Pace expected of one H100: `H100_TILES_PER_S`, by parameters times tokens for other models.
+
+    That product is a tile's work but for attention itself, 3 % of the giant's. Raises SettingsError
+    for an unknown model.
+    """
+    giant, asked = get_spec("h-optimus-0"), get_spec(model)
+    work = asked.parameters * asked.tokens / (giant.parameters * giant.tokens)
+    return round(H100_TILES_PER_S / work, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,17 @@ def test_plan_counts_tiles_bytes_and_gpu_hours(real_slides: Path, tmp_path: Path
     assert size < told["fetch_bytes"] < 2 * size
     failed = {item["slide_id"]: item["failure"] for item in told["per_slide"]}
     assert failed["text"]["kind"] == "not-a-slide"
+
+
+def test_plan_takes_the_pace_of_the_models_size(real_slides: Path) -> None:
+    def told(model: str) -> dict[str, Any]:
+        return historay("plan", "--slides", str(real_slides / CMU), "--model", model, "--json").json
+
+    giant, large = told("h-optimus-0"), told("uni")
+    assert giant["tiles"] == large["tiles"]
+    assert giant["tiles_per_s"] == 850
+    # 303 M parameters and 197 tokens to the giant's 1,135 M and 261.
+    assert large["tiles_per_s"] == pytest.approx(850 * (1134.8 * 261) / (303.4 * 197), rel=1e-3)
 
 
 def test_inspect_tells_mpp_its_source_and_the_level_to_read(real_slides: Path) -> None:

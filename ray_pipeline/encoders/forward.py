@@ -20,6 +20,8 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp8": torch.float16,
 }
 """What autocast computes products in; with `fp8` those that are not of blocks' linear layers."""
+FP8_STEP = 16
+"""Multiple of which both sides of a float8 matrix must be, bytes (cuBLAS's rule)."""
 FP8_MAX = 448.0
 """Largest number of float8 e4m3 (Micikevicius et al. 2022, arXiv:2209.05433, table 1)."""
 
@@ -107,21 +109,26 @@ class Fp8Linear(nn.Module):
     """A linear layer in float8: one scale for each row of the input, one for each output.
 
     Scaling rows by their own largest number is exact but for the rounding to 4 bits of mantissa;
-    sums are fp32 in the tensor cores.
+    sums are fp32 in the tensor cores. Sides that the kernels don't take are filled up with zeros.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
+        self._outputs = linear.out_features
+        more_inputs, more_outputs = -linear.in_features % FP8_STEP, -self._outputs % FP8_STEP
+        self._more_inputs = more_inputs
+        weight = F.pad(linear.weight.detach().float(), (0, more_inputs, 0, more_outputs))
         scale = _row_scale(weight)
         self.register_buffer("weight", (weight / scale).to(torch.float8_e4m3fn))
         self.register_buffer("scale", scale.view(1, -1))
         bias: torch.Tensor | None = linear.bias
-        self.register_buffer("bias", None if bias is None else bias.detach().to(torch.bfloat16))
+        if bias is not None:
+            bias = F.pad(bias.detach().to(torch.bfloat16), (0, more_outputs))
+        self.register_buffer("bias", bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out], in the type of `inputs`."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        rows = F.pad(inputs.reshape(-1, inputs.shape[-1]).float(), (0, self._more_inputs))
         scale = _row_scale(rows)
         # The kernels for rows know bf16 alone as a result.
         product: torch.Tensor = torch._scaled_mm(
@@ -132,7 +139,7 @@ class Fp8Linear(nn.Module):
             bias=cast(torch.Tensor | None, self.bias),
             out_dtype=torch.bfloat16,
         )
-        return product.view(*inputs.shape[:-1], -1).to(inputs.dtype)
+        return product[:, : self._outputs].reshape(*inputs.shape[:-1], -1).to(inputs.dtype)
 
 
 def _row_scale(rows: torch.Tensor) -> torch.Tensor:

@@ -72,15 +72,16 @@ def test_blocks_of_another_kind_are_left_alone() -> None:
     assert not leave_out_unseen_tokens(model, TOY)
 
 
-def test_float8_rounds_each_row_and_nothing_else() -> None:
+@pytest.mark.parametrize(("n_in", "n_out"), [(256, 96), (152, 96), (256, 100), (3416, 100)])
+def test_float8_rounds_each_row_and_nothing_else(n_in: int, n_out: int) -> None:
     rng = torch.Generator().manual_seed(4)
-    linear = nn.Linear(256, 96).requires_grad_(False)
-    inputs = torch.randn(4, 33, 256, generator=rng) * torch.logspace(-3, 3, 33).view(1, 33, 1)
+    linear = nn.Linear(n_in, n_out).requires_grad_(False)
+    inputs = torch.randn(4, 33, n_in, generator=rng) * torch.logspace(-3, 3, 33).view(1, 33, 1)
     wanted, found = linear(inputs), Fp8Linear(linear)(inputs)
     assert found.shape == wanted.shape
     assert found.dtype == inputs.dtype
     # Rows differ by a million in size; a scale for all of them would lose the small ones.
-    rows = agreement(found.reshape(-1, 96).numpy(), wanted.reshape(-1, 96).numpy())
+    rows = agreement(found.reshape(-1, n_out).numpy(), wanted.reshape(-1, n_out).numpy())
     assert rows.least_cosine > 0.998
 
 
