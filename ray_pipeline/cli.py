@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -80,13 +81,10 @@ def embed(config: Config = None, as_json: AsJson = False, *, flags: dict[str, An
 
     The same command run again goes on where an earlier run stopped, and retries what failed.
     """
-    stop = Stop(_exit_at_once)
-    try:
-        with stop.listening():
-            report = _embedded(load_settings(config, flags), stop)
-    except KeyboardInterrupt:
-        sys.stderr.write(STOPPED)
-        raise typer.Exit(EXIT_STOPPED) from None
+    # A copy: standard error is closed to Ray's messages for a while.
+    stop = Stop(partial(_exit_at_once, os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else None))
+    with stop.listening():
+        report = _embedded(load_settings(config, flags), stop)
     _say(_told(report))
     if as_json:
         _say(json.dumps(report.to_dict()))
@@ -359,9 +357,10 @@ def _aligned(rows: list[Cells]) -> str:
     return "\n".join(lines)
 
 
-def _exit_at_once() -> NoReturn:
+def _exit_at_once(stderr: int | None) -> NoReturn:
     # No clean-up, which may be what hangs; and no buffered stream, which may be in use.
-    os.write(sys.stderr.fileno(), STOPPED.encode())
+    if stderr is not None:
+        os.write(stderr, STOPPED.encode())
     os._exit(EXIT_STOPPED)
 
 

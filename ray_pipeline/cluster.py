@@ -28,7 +28,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _hushed_stderr(), _exit_is_stop():
+    with warnings.catch_warnings(), _hushed_stderr(), _no_handler_for_sigterm():
         warnings.simplefilter("ignore")
         if os.environ.get("RAY_ADDRESS"):
             try:
@@ -42,7 +42,7 @@ def connect() -> None:
             # Two at least: the actors and the tasks between them need that much room on paper.
             cpus = max(2, len(os.sched_getaffinity(0)))
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    # Ray has put its own handlers there, in Python and in C: one exits at once, one prints a stack.
+    # Ray has put its own handler there, in C, which prints a stack.
     if callable(on_term) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)
 
@@ -53,14 +53,21 @@ def disconnect() -> None:
 
 
 @contextmanager
-def _exit_is_stop() -> Iterator[None]:
-    """Until Ray is up, its own handler makes an exit of SIGTERM: here it is a KeyboardInterrupt."""
+def _no_handler_for_sigterm() -> Iterator[None]:
+    """Within, Ray puts no handler there, in Python: its own raises wherever the process stands.
+
+    Where that is inside a lock of `logging`, the job hangs later on.
+    """
+    set_handler = signal.signal
+
+    def set_others(one: Any, handler: Any) -> Any:
+        return signal.getsignal(one) if one == signal.SIGTERM else set_handler(one, handler)
+
+    signal.signal = set_others  # type: ignore[assignment]
     try:
         yield
-    except SystemExit as exit_:
-        if exit_.code != signal.SIGTERM:
-            raise
-        raise KeyboardInterrupt from None
+    finally:
+        signal.signal = set_handler
 
 
 @contextmanager

@@ -116,16 +116,17 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
         report=report,
         partition_by=tuple(settings.partition_by),
     )
-    try:
-        with stop.deferred(), FailureWriter(endings, reporter.say) as failed:
-            job = _Job(
-                settings=settings, endings=endings, failed=failed, reporter=reporter, stop=stop
-            )
-            job.run(placement)
-    finally:
-        report.stopped = stop.asked
-        report.seconds = round(time.monotonic() - started, 3)
-        endings.close(reporter.say, in_haste=stop.asked)
+    with stop.deferred():
+        try:
+            with FailureWriter(endings, reporter.say) as failed:
+                job = _Job(
+                    settings=settings, endings=endings, failed=failed, reporter=reporter, stop=stop
+                )
+                job.run(placement)
+        finally:
+            report.stopped = stop.asked
+            report.seconds = round(time.monotonic() - started, 3)
+            endings.close(reporter.say, in_haste=stop.asked)
     return report
 
 

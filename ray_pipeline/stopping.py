@@ -6,16 +6,22 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+
+def _interrupt() -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class Stop:
     """A request to stop.
 
-    The first signal is a KeyboardInterrupt where nothing is under way yet; inside `deferred()` it
-    is noted only, and the job ends what it has in hand. The second ends the process at once.
+    Inside `deferred()` the first signal is noted only, and the job ends what it has in hand; the
+    second is answered by `at_once`, and so is the first where nothing is under way. To raise there
+    would do harm: an exception that comes from nowhere may leave a lock of a library held.
     """
 
-    def __init__(self, at_once: Callable[[], object] | None = None) -> None:
+    def __init__(self, at_once: Callable[[], object] = _interrupt) -> None:
         self._at_once = at_once
         self._asked_at: float | None = None
         self._deferred = False
@@ -31,16 +37,13 @@ class Stop:
 
     def ask(self) -> None:
         """What a signal does."""
-        if self.asked and self._at_once is not None:
+        first, self._asked_at = not self.asked, self._asked_at or time.monotonic()
+        if not (first and self._deferred):
             self._at_once()
-        elif not self.asked:
-            self._asked_at = time.monotonic()
-        if not self._deferred:
-            raise KeyboardInterrupt
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, the first signal raises nothing: look at `asked`."""
+        """Within, the first signal does nothing: look at `asked`."""
         self._deferred = True
         try:
             yield

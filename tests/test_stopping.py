@@ -16,6 +16,13 @@ def test_before_anything_is_under_way_the_first_signal_interrupts() -> None:
     assert stop.asked
 
 
+def test_before_anything_is_under_way_the_first_signal_may_end_it_at_once() -> None:
+    ended: list[bool] = []
+    with Stop(lambda: ended.append(True)).listening():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == [True]
+
+
 @pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGINT])
 def test_while_work_is_under_way_it_is_noted(one: signal.Signals) -> None:
     stop = Stop()

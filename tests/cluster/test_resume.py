@@ -131,7 +131,10 @@ def test_a_termination_signal_stops_it_and_the_same_command_resumes(
 
 
 @pytest.mark.timeout(300)
-def test_a_signal_before_anything_is_under_way_stops_it_too(slides: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after_s", [0, 0.5, 2])
+def test_a_signal_before_anything_is_under_way_stops_it_too(
+    slides: Path, tmp_path: Path, after_s: float
+) -> None:
     process = start(
         *("embed", "--slides", f"{slides}/", "--output", str(tmp_path / "out"), "--model", "toy")
     )
@@ -139,6 +142,7 @@ def test_a_signal_before_anything_is_under_way_stops_it_too(slides: Path, tmp_pa
     while not (tmp_path / "out").exists():  # the probe of the store, just before Ray starts
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    time.sleep(after_s)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert (process.returncode, "Traceback" in stderr) == (4, False), stderr
