@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
+from prometheus_client import Metric
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
@@ -79,11 +80,18 @@ class Ingress:
         # The proxy binds the port, and not this process: so the door is held here, too.
         self._tokens = load_tokens(said.tokens_file)
         check_door(self._tokens, allow_anonymous=said.allow_anonymous)
-        self._service = Service(said, HandleFleet(encoders), IngressMetrics(uuid.uuid4().hex[:8]))
+        here, me = uuid.uuid4().hex[:8], serve.get_replica_context()
+        ingresses = serve.get_deployment_handle(me.deployment, me.app_name)
+        fleet = HandleFleet(encoders, ingresses, here=here)
+        self._here, self._service = here, Service(said, fleet, IngressMetrics(here))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Asked for by Ray Serve once this object is made."""
         return create_api(self._service, self._tokens)
+
+    async def metrics(self, asked_by: str) -> list[Metric]:
+        """What this ingress has counted, for another one; itself it knows."""
+        return [] if asked_by == self._here else self._service.metrics.collect()
 
     async def drain(self) -> None:
         """Refuse new requests with 503, and come back when all accepted ones are answered."""

@@ -28,7 +28,7 @@ class Fleet(Protocol):
         ...
 
     async def metrics(self) -> Sequence[Metric]:
-        """What all replicas have counted."""
+        """What all other processes have counted: the encoders' replicas, and other ingresses."""
         ...
 
 

@@ -32,13 +32,15 @@ RETURN_S = 1.0
 """What an answer may take beyond a request's time: the replica gives up on time by itself."""
 
 Handles = Mapping[str, DeploymentHandle[EncoderReplica]]
+IngressHandle = DeploymentHandle[Any]
+"""All ingresses, the one that holds it among them."""
 
 
 class HandleFleet:
-    """A `Fleet` over one deployment for each model."""
+    """A `Fleet` over one deployment for each model, beside the other ingresses."""
 
-    def __init__(self, handles: Handles) -> None:
-        self._handles = dict(handles)
+    def __init__(self, handles: Handles, ingresses: IngressHandle, *, here: str) -> None:
+        self._handles, self._ingresses, self._here = dict(handles), ingresses, here
 
     async def embed(self, model: str, tiles: npt.NDArray[np.uint8], *, timeout_s: float) -> Reply:
         """See `Fleet.embed`. A replica that dies or fails is no error while there is time.
@@ -57,12 +59,16 @@ class HandleFleet:
 
     async def facts(self, model: str) -> Sequence[EncoderFacts]:
         """See `Fleet.facts`."""
-        return [facts for facts in await self._of_all(model, "facts") if facts is not None]
+        answers = await _of_all(self._handles[model], "facts")
+        return [facts for facts in answers if facts is not None]
 
     async def metrics(self) -> Sequence[Metric]:
         """See `Fleet.metrics`."""
-        answers = await asyncio.gather(*(self._of_all(model, "metrics") for model in self._handles))
-        return [metric for of_model in answers for of_one in of_model for metric in of_one]
+        answers = await asyncio.gather(
+            *(_of_all(handle, "metrics") for handle in self._handles.values()),
+            _of_all(self._ingresses, "metrics", self._here),
+        )
+        return [metric for of_kind in answers for of_one in of_kind for metric in of_one]
 
     async def _asked(self, model: str, tiles: npt.NDArray[np.uint8], left_s: float) -> Reply:
         """One try, by one replica."""
@@ -85,14 +91,13 @@ class HandleFleet:
         except (RayActorError, RayServeException):
             raise UnavailableError(f"a replica of {model} was lost: try again.") from None
 
-    async def _of_all(self, model: str, method: str) -> list[Any]:
-        """The answers of the running replicas of `model` to `method`, of those that give one."""
-        try:
-            answers = (
-                await self._handles[model]
-                .broadcast(method)
-                .results_async(timeout_s=TELL_TIMEOUT_S, return_exceptions=True)
-            )
-        except (TimeoutError, RayError, RayServeException):
-            return []
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+async def _of_all(handle: DeploymentHandle[Any], method: str, *said: Any) -> list[Any]:
+    """The answers of a deployment's running replicas to `method`, of those that give one."""
+    try:
+        answers = await handle.broadcast(method, *said).results_async(
+            timeout_s=TELL_TIMEOUT_S, return_exceptions=True
+        )
+    except (TimeoutError, RayError, RayServeException):
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

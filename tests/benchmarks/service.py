@@ -53,18 +53,21 @@ OVERLOAD, OVERLOAD_TILES = 10, 64
 def main() -> None:
     """Measure each server, then report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few seconds each, for trying it")
+    parser.add_argument(
+        "--quick", action="store_true", help="the toy, a few seconds each, for trying it"
+    )
     parser.add_argument("--overload-s", type=float, default=60, help="length of the overload")
     parser.add_argument("--out", help="write the report here too")
     asked = parser.parse_args()
     seconds, overload_s = (4.0, 5.0) if asked.quick else (30.0, asked.overload_s)
     figures: dict[str, Any] = {"quick": asked.quick, "seconds": seconds, "batch": BATCH}
     ratios: dict[str, float] = {}
-    for model in (MID,) if asked.quick else (MID, "toy"):
-        found = measured(model, seconds, overload_s=overload_s if model == MID else 0)
+    judged = "toy" if asked.quick else MID
+    for model in dict.fromkeys((judged, "toy")):
+        found = measured(model, seconds, overload_s=overload_s if model == judged else 0)
         figures[model] = found
         # The toy is so light that HTTP is the work: its ratios tell of that, and have no bound.
-        if model == MID:
+        if model == judged:
             ratios = found.pop("ratios")
         print(f"{model}: {json.dumps(found)}", file=sys.stderr)
     finish(

@@ -20,4 +20,4 @@ def test_a_quick_run_ends_with_every_ratio() -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     report = json.loads(done.stdout.splitlines()[-1])
     assert set(report["ratios"]) == set(WANTED) == set(report["holds"])
-    assert set(report["figures"]["mid"]["loads"]) == {"0.25", "0.5", "1", "2"}
+    assert set(report["figures"]["toy"]["loads"]) == {"0.25", "0.5", "1", "2"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def running(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     regions = {"prefixes": [f"file://{slides}"], "allow_file": True}
-    with historay_serve(tmp_path_factory.mktemp("serve"), regions=regions) as made:
+    serve = tmp_path_factory.mktemp("serve")
+    with historay_serve(serve, regions=regions, ingress_replicas=2) as made:
         yield made
 
 
@@ -110,6 +112,19 @@ def test_the_vectors_are_those_of_the_batch_job(
     (recipe,) = [key.key for key in store.list("_state") if key.key.endswith("recipe.json")]
     (encoder,) = info_reply["models"][0]["encoders"]
     assert json.loads(store.get(recipe))["recipe"]["encoder"] == encoder["identity"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_metrics_are_those_of_all_processes_whoever_is_asked(running: Running) -> None:
+    give_up_at, asked = time.monotonic() + 60, set[str]()
+    while len(asked) < 2 and time.monotonic() < give_up_at:
+        with running.client() as client:
+            page = client.get("/metrics").text
+        ingresses = re.findall(r'historay_tiles_in_hand{replica="(\w+)"}', page)
+        assert len(ingresses) == 2
+        asked.add(ingresses[0])  # who answers puts its own first
+    assert len(asked) == 2
 
 
 @pytest.mark.slow
