@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.store import ObjectStore
 
-from ray_pipeline.clients import CLIENT_ERRORS, Scheme, connect, etag_of, translated
+from ray_pipeline.clients import CLIENT_ERRORS, Scheme, connect, etag_of, read_local, translated
 from ray_pipeline.errors import (
     NotFoundError,
     ObjectReplacedError,
@@ -180,16 +180,17 @@ class Store:
         if etag is not None and not etag.startswith("~"):
             options["if_match"] = f'"{etag}"'
 
-        def ask(backend: ObjectStore, path: str) -> obstore.GetResult:
-            return obstore.get(backend, path, options=cast(Any, options))
+        def ask(backend: ObjectStore, path: str) -> tuple[str, memoryview]:
+            if self.scheme == "file":
+                return read_local(f"/{path}", start, length)
+            result = obstore.get(backend, path, options=cast(Any, options))
+            return etag_of(cast(dict[str, Any], result.meta)), memoryview(result.bytes())
 
         for attempt in range(READ_ATTEMPTS):
             counts.gets += 1
             counts.retries += attempt > 0
             try:
-                result = self._call(key, "read", ask, retries=False)
-                found = etag_of(cast(dict[str, Any], result.meta))
-                data = memoryview(result.bytes())
+                found, data = self._call(key, "read", ask, retries=False)
             except PreconditionError:
                 found = self.head(key).etag
                 raise ObjectReplacedError(self._replaced(key, etag or "", found)) from None

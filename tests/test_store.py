@@ -490,3 +490,14 @@ def test_object_info_is_a_value() -> None:
     info = ObjectInfo(key="a", size_bytes=1, etag="e")
     assert info == ObjectInfo(key="a", size_bytes=1, etag="e")
     assert {info: 1}[info] == 1
+
+
+@pytest.mark.parametrize("name", ["a%20b.svs", "ü #?.svs", "50%"])
+def test_a_local_range_is_of_the_version_that_the_listing_tells(tmp_path: Path, name: str) -> None:
+    store = Store.open(str(tmp_path))
+    store.put(name, b"0123456789")
+    (listed,) = store.list()
+    assert bytes(store.get_range(name, 2, 3, etag=listed.etag)) == b"234"
+    (tmp_path / name).write_bytes(b"012345678")
+    with pytest.raises(ObjectReplacedError, match=f"was {listed.etag}, is {store.head(name).etag}"):
+        store.get_range(name, 2, 3, etag=listed.etag)

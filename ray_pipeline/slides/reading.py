@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ GLASS = 255
 """Every channel of tiles the file leaves out, as scanners do where they saw no tissue."""
 KEPT_BYTES = 64 << 20
 """Most decoded pixels that are kept from one run of windows to the next."""
-STEPS_AT_ONCE = 8
+STEPS_AT_ONCE = 16
 """Compressed tiles that a thread takes at a time."""
 SEGMENT_BYTES = 16 << 20
 """Compressed bytes within which neighbours are looked for: bounds how long some wait their turn."""
@@ -81,8 +82,8 @@ class BandReader:
         self._kept = {tile: here[tile] for tile in here if tile >= plan.first_lingering}
         room = max(0, KEPT_BYTES // self._tile_bytes - len(self._kept))
         keep = frozenset(sorted(plan.lingering)[:room])
-        wanted = [step.tile for step in plan.steps if step.tile not in here]
-        loads = _Loads(self._table, wanted, self._read, most_range_bytes)
+        tiles = [-1 if step.tile in here else step.tile for step in plan.steps]
+        loads = _Loads(self._table, tiles, self._read, most_range_bytes)
         by_last = np.argsort(plan.last_step, kind="stable")
         ends = np.searchsorted(plan.last_step[by_last], np.arange(len(plan.steps)), side="right")
         finished = 0
@@ -90,12 +91,12 @@ class BandReader:
         try:
             for first in range(0, len(plan.steps), STEPS_AT_ONCE):
                 chunk = plan.steps[first : first + STEPS_AT_ONCE]
-                job = (chunk, targets.of(chunk), loads, here, keep)
+                job = partial(self._run, first, chunk, targets.of(chunk), here=here, keep=keep)
                 if self._pool is None:
-                    self._run(*job)
+                    job(loads)
                     running.append((first + len(chunk), None))
                 else:
-                    running.append((first + len(chunk), self._pool.submit(self._run, *job)))
+                    running.append((first + len(chunk), self._pool.submit(job, loads)))
                 last_chunk = first + STEPS_AT_ONCE >= len(plan.steps)
                 while running and (last_chunk or len(running) > self._ahead):
                     done, future = running.popleft()
@@ -119,19 +120,22 @@ class BandReader:
 
     def _run(
         self,
+        first: int,
         steps: Sequence[Step],
         targets: Mapping[int, Pixels],
         loads: _Loads,
+        *,
         here: Mapping[int, Pixels],
         keep: frozenset[int],
     ) -> None:
+        """Decode the plan's steps from number `first` on, and copy their pixels into `targets`."""
         needed = 0
         with self._lock:
             room = self._rooms.pop() if self._rooms else np.empty(self._tile_bytes, np.uint8)
-        for tile, pastes in steps:
+        for number, (tile, pastes) in enumerate(steps, first):
             pixels = here.get(tile)
             if pixels is None:
-                data = loads.take(tile)
+                data = loads.take(number)
                 if data is None:
                     for window, top, bottom, left, right, *_ in pastes:
                         targets[window][top:bottom, left:right] = GLASS
@@ -142,7 +146,7 @@ class BandReader:
                 targets[window][top:bottom, left:right] = pixels[t:b, lf:r]
             if tile in keep and tile not in here:
                 self._kept[tile] = pixels.copy()
-        loads.release(step.tile for step in steps)
+        loads.release(first, first + len(steps))
         with self._lock:
             self._rooms.append(room)
             self._needed(needed)
@@ -171,8 +175,9 @@ class _Loads:
     """The bytes of compressed tiles, to be taken once each, about in the order of `tiles`."""
 
     def __init__(self, table: TileTable, tiles: Sequence[int], read: Read, most: int) -> None:
+        """Fetch `tiles` of `table`, but for those below 0, in ranges of at most `most` bytes."""
         chosen = np.asarray(tiles, np.int64)
-        offsets, counts = table.offsets[chosen], table.counts[chosen]
+        offsets, counts = table.offsets[chosen], np.where(chosen < 0, 0, table.counts[chosen])
         objects = (
             np.zeros(len(chosen), np.int32) if table.objects is None else table.objects[chosen]
         )
@@ -195,23 +200,27 @@ class _Loads:
             self._ranges.extend(ranges[i] for i in order)
         starts = np.array([wanted.start for wanted in self._ranges], np.int64)
         within = offsets - starts[range_of] if len(starts) else offsets
-        places = (range_of, within, within + counts)
-        rows = zip(*(array.tolist() for array in places), strict=True)
-        self._places = dict(zip(tiles, rows, strict=True))
+        self._range_of = range_of.tolist()
+        self._cuts = list(zip(within.tolist(), (within + counts).tolist(), strict=True))
         self._lock = threading.Lock()
         self._stream = RangeStream(read, self._ranges)
 
-    def take(self, tile: int) -> memoryview | None:
-        """Bytes of a compressed tile; None where the file leaves it out. Raises StoreError."""
-        index, start, stop = self._places[tile]
-        return None if index < 0 else self._stream.take(index)[start:stop]
+    def take(self, number: int) -> memoryview | None:
+        """Bytes of the tile at place `number`; None where the file leaves it out.
 
-    def release(self, tiles: Iterable[int]) -> None:
-        """Say that these compressed tiles are decoded."""
+        Raises StoreError.
+        """
+        index = self._range_of[number]
+        if index < 0:
+            return None
+        start, stop = self._cuts[number]
+        return self._stream.take(index)[start:stop]
+
+    def release(self, first: int, stop: int) -> None:
+        """Say that the tiles at these places are decoded."""
         done = []
         with self._lock:
-            for tile in tiles:
-                index, *_ = self._places.get(tile, (-1,))
+            for index in self._range_of[first:stop]:
                 if index >= 0:
                     self._left[index] -= 1
                     if not self._left[index]:
