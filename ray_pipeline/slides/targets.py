@@ -104,12 +104,16 @@ class Tiles:
         while self._next < len(self._sizes) and self._left[self._next] == 0:
             part = self._next
             self._next += 1
+            self._settle(part)
             if part not in self._tiles:
                 yield np.empty((0, *self._shape), np.uint8)
                 continue
             for window in range(self._starts[part], self._starts[part + 1]):
                 del self._views[window]
             yield self._tiles.pop(part)
+
+    def _settle(self, part: int) -> None:
+        """Wait for what is still under way of a part whose windows are whole."""
 
     def _begin(self, part: int) -> None:
         tiles = self._rooms.take((self._sizes[part], *self._shape))
@@ -165,11 +169,9 @@ class ResampledTiles(Tiles):
                 running.append(self._pool.submit(self._resample, *job))
         super().whole(windows)
 
-    def taken(self) -> Iterator[Pixels]:
-        """See `Tiles.taken`."""
-        for future in self._running.pop(self._next, []):
+    def _settle(self, part: int) -> None:
+        for future in self._running.pop(part, []):
             future.result()
-        yield from super().taken()
 
     def _resample(self, seen: Pixels, left: float, top: float, into: Pixels) -> None:
         into[:] = resample(seen, left, top, self._side_px, into.shape[0])

@@ -45,6 +45,16 @@ def test_parts_and_threads_change_nothing(
     slide.close()
 
 
+def test_a_part_is_given_out_when_its_last_tile_is_resampled(path: Path) -> None:
+    xy = grid(130.7, 150)
+    whole = open_slide(str(path)).read_tiles(level=0, xy=xy, side_px=130.7, tile_px=96)
+    slide = open_slide(str(path), threads=3)
+    # Several of these become whole at once.
+    parts = [xy[i : i + 1] for i in range(len(xy))]
+    read = [t.copy() for t in slide.read_parts(level=0, parts=parts, side_px=130.7, tile_px=96)]
+    assert np.array_equal(np.concatenate(read), whole)
+
+
 def test_parts_that_are_kept_are_never_written_over(path: Path) -> None:
     slide = open_slide(str(path))
     xy = grid(96, 100)
