@@ -158,7 +158,9 @@ def inspect(
     mpp_override: Annotated[
         float | None, typer.Option(help="Microns per pixel of level 0.")
     ] = None,
-    mpp: Annotated[float, typer.Option(help="Microns per pixel to ask for.")] = 0.5,
+    mpp: Annotated[
+        float, typer.Option(min=0.05, max=20, help="Microns per pixel to ask for.")
+    ] = 0.5,
     as_json: AsJson = False,
 ) -> None:
     """Show a slide's format, levels, microns per pixel, and how its tiles would be read."""
@@ -220,7 +222,12 @@ def preview(
     settings = load_settings(config, {**flags, "slides": [uri]}, defaults={"output": "unused"})
     slide = open_slide(uri, mpp_override=settings.mpp_override)
     try:
-        picture, tile_plan = draw_preview(slide, tiling_of(settings), tissue_rule_of(settings))
+        picture, tile_plan = draw_preview(
+            slide,
+            tiling_of(settings),
+            tissue_rule_of(settings),
+            max_tiles=settings.max_tiles_per_slide,
+        )
     finally:
         slide.close()
     save_preview(picture, out)

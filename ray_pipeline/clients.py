@@ -144,6 +144,11 @@ def translated(
         return UnsupportedError(f"{where}: this store does not know conditional writes.")
     if isinstance(error, (IsADirectoryError, NotADirectoryError)):
         return NotFoundError(f"{where} is a folder, not an object; check the URI.")
+    if scheme == "file":
+        return UnreachableError(
+            f"{where}: the file system could not {verb} it; check that what its path names as "
+            "folders are some, and that the disk has room."
+        )
     return UnreachableError(
         f"{where}: the store gave no usable answer to {verb} after all retries; "
         "check the endpoint and the network, then run again."

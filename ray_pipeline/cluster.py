@@ -20,7 +20,7 @@ from ray_pipeline.placement import Node
 
 
 def connect() -> None:
-    """Join the cluster of `RAY_ADDRESS`, or start a local one."""
+    """Join the cluster of `RAY_ADDRESS`, or start a local one. Raises ClusterError."""
     if ray.is_initialized():
         return
     on_term = signal.getsignal(signal.SIGTERM)
@@ -30,21 +30,27 @@ def connect() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     with warnings.catch_warnings(), _hushed_stderr(), _no_handler_for_sigterm():
         warnings.simplefilter("ignore")
-        if os.environ.get("RAY_ADDRESS"):
-            try:
-                ray.init(**quiet)
-            except ConnectionError:
-                raise ClusterError(
-                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: "
-                    "start one, or unset RAY_ADDRESS to run on this machine."
-                ) from None
-        else:
+        if not (address := os.environ.get("RAY_ADDRESS")):
             # Two at least: the actors and the tasks between them need that much room on paper.
             cpus = max(2, len(os.sched_getaffinity(0)))
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            quiet |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+        try:
+            ray.init(**quiet)
+        except Exception as error:  # noqa: BLE001 (where a node starts too slowly, Ray raises a bare one)
+            raise ClusterError(_not_joined(address, error)) from None
     # Ray has put its own handler there, in C, which prints a stack.
     if callable(on_term) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)
+
+
+def _not_joined(address: str | None, error: Exception) -> str:
+    why = " ".join(str(error).split()).rstrip(".")
+    if not address:
+        return f"Ray did not start on this machine ({why}): run again when it is less busy."
+    mend = "start one, or unset RAY_ADDRESS to run on this machine."
+    if isinstance(error, ConnectionError):
+        return f"no Ray cluster answers at RAY_ADDRESS={address}: {mend}"
+    return f"RAY_ADDRESS={address} leads to no Ray cluster that this job can join ({why}): {mend}"
 
 
 def disconnect() -> None:

@@ -15,8 +15,9 @@ from ray_pipeline.encoders.weights import resolve_weights
 from ray_pipeline.errors import HistorayError
 from ray_pipeline.placement import Placement, check_fit, choose_placement
 from ray_pipeline.settings import JobSettings, load_settings
-from ray_pipeline.sources import find_slides
+from ray_pipeline.slides.slide import slide_objects
 from ray_pipeline.store import Store
+from ray_pipeline.worklist import slides_of
 
 _UNSAID = "unsaid"
 
@@ -87,10 +88,13 @@ def _weights(settings: JobSettings, placement: Placement | None) -> Iterator[Fin
 
 def _slides(settings: JobSettings) -> Finding:
     try:
-        sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
+        sources = slides_of(settings)
         unreachable = [source for source in sources if source.error is not None]
         if unreachable:
             return Finding(what="slides", ok=False, sentence=str(unreachable[0].error))
+        # Who may list may still not read.
+        store, (first, *_), _ = slide_objects(sources[0].uri)
+        store.get_range(first.key, 0, min(1, first.size_bytes))
         size = sum(source.size_bytes for source in sources) / 1e9
         found = f"{len(sources)} slides readable, {size:.3f} GB"
         return Finding(what="slides", ok=True, sentence=found)

@@ -14,7 +14,8 @@ from ray_pipeline.recipe import tiling_of, tissue_rule_of
 from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.slides.slide import open_slide
-from ray_pipeline.sources import SlideSource, find_slides
+from ray_pipeline.sources import SlideSource
+from ray_pipeline.worklist import slides_of
 
 SLIDES_AT_ONCE = 4
 """Slides planned concurrently: the work is mostly waiting for the store."""
@@ -56,7 +57,7 @@ class SlideEstimate:
 def estimate_slides(settings: JobSettings, watch: Callable[[Counts], None]) -> list[SlideEstimate]:
     """One estimate per slide of the job, in slide_id order; `watch` hears of each."""
     tiling_of(settings)
-    sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
+    sources = slides_of(settings)
     counts, estimates = Counts(slides=len(sources)), []
     with ThreadPoolExecutor(SLIDES_AT_ONCE) as pool:
         for estimate in pool.map(lambda source: _estimate(source, settings), sources):

@@ -25,7 +25,6 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord
 from ray_pipeline.dataset.report import RunReport, versions
 from ray_pipeline.dataset.start import (
-    check_partitions,
     claim_recipe,
     probe_conditional,
     read_state,
@@ -49,11 +48,11 @@ from ray_pipeline.progress import Counts, Reporter
 from ray_pipeline.recipe import recipe_of, tiling_of
 from ray_pipeline.rows import Failure, from_table
 from ray_pipeline.settings import JobSettings
-from ray_pipeline.sources import SlideSource, find_slides
+from ray_pipeline.sources import SlideSource
 from ray_pipeline.stages import slide_task
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import choose_work
+from ray_pipeline.worklist import choose_work, slides_of
 
 COMMITS_IN_FLIGHT = 8
 """Commit tasks at once: bounds memory on the nodes and load on the store."""
@@ -71,9 +70,7 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
     stop = stop or Stop()
     started, run = time.monotonic(), _run_name()
     tiling_of(settings)
-    sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
-    attributes = sorted({name for source in sources for name in source.attributes})
-    check_partitions(settings.partition_by, attributes)
+    sources = slides_of(settings)
     output = Store.open(settings.output)
     conditional = probe_conditional(output, run)
     if not conditional:

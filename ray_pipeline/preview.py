@@ -20,12 +20,12 @@ TILE = (30, 60, 220)
 
 
 def draw_preview(
-    slide: Slide, tiling: TilingRule, rule: TissueRule
+    slide: Slide, tiling: TilingRule, rule: TissueRule, *, max_tiles: int | None = None
 ) -> tuple[Image.Image, TilePlan]:
     """The picture (RGB, the overview's size) and the plan it shows."""
     overview = slide.overview(rule.overview_mpp)
     mask = find_tissue(overview, slide.mpp.value, rule)
-    plan = plan_slide(slide, tiling, rule)
+    plan = plan_slide(slide, tiling, rule, max_tiles=max_tiles)
     pixels: npt.NDArray[np.uint8] = overview.rgb.copy()
     edge = mask.mask & ~ndimage.binary_erosion(mask.mask, border_value=1)
     pixels[edge] = CONTOUR

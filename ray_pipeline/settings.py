@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -22,13 +22,16 @@ from ray_pipeline.store import Store, split_uri
 
 _TISSUE, _NORMALISE = TissueRule(), NormaliseRule()
 
+Words = list[Annotated[str, Field(min_length=1)]]
+"""A key that may be said several times as a flag; in YAML a list, or one alone."""
+
 
 class JobSettings(BaseModel):
     """One embedding job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    slides: list[str] = Field(
+    slides: Words = Field(
         min_length=1,
         description="Slides: a prefix, a glob, a slide's URI, or a CSV/Parquet manifest.",
     )
@@ -38,6 +41,7 @@ class JobSettings(BaseModel):
     model: str = Field(default="h-optimus-0", description="Model name; see `historay models`.")
     weights: str | None = Field(
         default=None,
+        min_length=1,
         description="A file or store URI of weights, or 'random'; default: the hub's local cache.",
     )
     precision: AskedPrecision = Field(
@@ -84,10 +88,10 @@ class JobSettings(BaseModel):
     max_tiles_per_slide: int | None = Field(
         default=None, ge=1, description="Keep only the first tiles of each slide: for trials."
     )
-    partition_by: list[str] = Field(
+    partition_by: Words = Field(
         default_factory=list, description="Manifest columns that become folders above `slide=`."
     )
-    retry: list[str] = Field(
+    retry: Words = Field(
         default_factory=list, description="Take just the slides that ended with these error kinds."
     )
     readers: int | None = Field(
@@ -128,6 +132,11 @@ class JobSettings(BaseModel):
     no_progress_s: float = Field(
         default=1800, gt=0, description="Give up when nothing at all has moved for so many seconds."
     )
+
+    @field_validator("slides", "partition_by", "retry", mode="before")
+    @classmethod
+    def _one_alone(cls, said: Any) -> Any:
+        return [said] if isinstance(said, str) else said
 
     @field_validator("weights")
     @classmethod
@@ -170,10 +179,11 @@ def load_settings(
             ) from None
         if not isinstance(loaded, dict):
             raise SettingsError(f"{config} must hold keys and values, such as 'output: s3://...'.")
+        names = [name.value for name, _ in yaml.compose(text, yaml.SafeLoader).value]
+        if twice := [name for name in loaded if names.count(name) > 1]:
+            raise SettingsError(f"{config} says '{twice[0]}' twice: keep one.")
         said.update(loaded)
     said.update({key: value for key, value in flags.items() if value not in (None, [], ())})
-    if isinstance(said.get("slides"), str):
-        said["slides"] = [said["slides"]]
     try:
         return JobSettings(**said)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -27,6 +28,8 @@ from ray_pipeline.store import ObjectInfo, Store, shown_uri, split_uri
 
 HEADS_AT_ONCE = 64
 """Concurrent HEAD requests for slides that no LIST told about."""
+CODE = r"^[+-]?(0\d|\d{19})"
+"""Digits in a CSV that no number keeps: with leading zeros, or more than 18 of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,15 +61,22 @@ def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> 
     """Every slide that `slides` names, each once, sorted by slide_id.
 
     Raises SettingsError when an entry names nothing, DuplicateSlideError when two different
-    slides share a slide_id, and the store's own error when no slide at all can be reached.
+    slides share a slide_id or rows of manifests tell different things of one, and the store's own
+    error when no slide at all can be reached.
     """
     # Manifests first: what a listing finds besides tells nothing new of the same object.
     found: dict[tuple[str, str], SlideSource] = {}
     for entry in sorted(slides, key=lambda entry: not _is_manifest(entry)):
         named = {uri for uri, _ in found}
         for source in _expand(entry):
-            if _is_manifest(entry) or source.uri not in named:
-                found.setdefault((source.uri, source.slide_id), source)
+            if not _is_manifest(entry):
+                if source.uri not in named:
+                    found.setdefault((source.uri, source.slide_id), source)
+            elif found.setdefault((source.uri, source.slide_id), source) != source:
+                raise DuplicateSlideError(
+                    f"slide_id '{source.slide_id}': two rows of a manifest tell different things "
+                    f"of {source.uri}: keep one, or give them different slide_ids."
+                )
     sources = list(_with_versions(found.values()))
     errors = [source.error for source in sources if source.error is not None]
     if errors and len(errors) == len(sources):
@@ -146,10 +156,13 @@ def _source_of(store: Store, info: ObjectInfo) -> SlideSource:
 def _from_manifest(entry: str) -> Iterator[SlideSource]:
     root, key = split_uri(entry)
     table = _read_manifest(entry, Store.open(root).get(key))
-    if "uri" not in table.column_names:
-        raise SettingsError(
-            f"{entry} has no column 'uri' (it has: {', '.join(table.column_names)})."
-        )
+    names = table.column_names
+    if "uri" not in names:
+        raise SettingsError(f"{entry} has no column 'uri' (it has: {', '.join(names)}).")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingsError(f"{entry} has the column '{twice[0]}' twice; rename one.")
+    if not table.num_rows:
+        raise SettingsError(f"{entry} names no slides: it has no rows.")
     for line, row in enumerate(table.to_pylist(), start=1):
         uri, slide_id, mpp = row.pop("uri"), row.pop("slide_id", None), row.pop("mpp", None)
         if not uri:
@@ -172,12 +185,26 @@ def _read_manifest(entry: str, data: bytes) -> pa.Table:
     try:
         if entry.lower().endswith(".parquet"):
             return pq.read_table(io.BytesIO(data))
-        text = {"uri": pa.string(), "slide_id": pa.string()}
-        options = pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
-        return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+        return _read_csv(data)
     except pa.ArrowInvalid as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"{entry} can't be read as a manifest: {reason}.") from None
+
+
+def _read_csv(data: bytes) -> pa.Table:
+    """Numbers as numbers, but ids as text, and codes such as 0012 too."""
+
+    def read(types: dict[str, pa.DataType]) -> pa.Table:
+        options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True)
+        return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+
+    table = read(dict.fromkeys(("uri", "slide_id"), pa.string()))
+    texts = read(dict.fromkeys(table.column_names, pa.string()))
+    for index, name in enumerate(table.column_names):
+        codes = pc.match_substring_regex(texts.column(index), CODE)
+        if name != "mpp" and pc.any(codes).as_py():
+            table = table.set_column(index, name, texts.column(index))
+    return table
 
 
 def _with_versions(sources: Iterable[SlideSource]) -> Iterator[SlideSource]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from ray_pipeline.dataset.layout import Layout, check_name
 from ray_pipeline.dataset.records import get_records
 from ray_pipeline.dataset.standing import read_footer
-from ray_pipeline.dataset.start import OutputState
+from ray_pipeline.dataset.start import OutputState, check_partitions
 from ray_pipeline.errors import CommitConflictError, LongNameError, SourceChangedError
 from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
-from ray_pipeline.sources import SlideSource
+from ray_pipeline.sources import SlideSource, find_slides
 from ray_pipeline.store import Store
 
 
@@ -30,6 +30,18 @@ class Work:
     """Slides that are finished for this input and recipe."""
     passed_over: int = 0
     """Unfinished slides that `retry` does not name."""
+
+
+def slides_of(settings: JobSettings) -> list[SlideSource]:
+    """The slides of a job, in slide_id order.
+
+    Raises what `find_slides` does, and SettingsError for manifest columns that can't be carried,
+    or be folders.
+    """
+    sources = find_slides(settings.slides, mpp_override=settings.mpp_override)
+    attributes = sorted({name for source in sources for name in source.attributes})
+    check_partitions(settings.partition_by, attributes)
+    return sources
 
 
 def choose_work(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, NoReturn
+
 import pytest
+import ray
 from ray.exceptions import OutOfMemoryError, RayError, WorkerCrashedError
 
-from ray_pipeline.cluster import own_error
+from ray_pipeline.cluster import connect, own_error
+from ray_pipeline.errors import ClusterError
+from tests.commands import historay
 
 OUT_OF_MEMORY = OutOfMemoryError("Killed.\nSee `ray logs`.\n")  # type: ignore[no-untyped-call]
 
@@ -23,3 +29,24 @@ def test_an_error_of_ray_is_one_sentence_with_the_mend(error: RayError, words: s
     assert words in sentence
     assert "run again to go on" in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("address", ["head", "http://head:8265"])
+def test_an_address_that_is_none_is_one_sentence(tmp_path: Path, address: str) -> None:
+    (tmp_path / "a.svs").write_bytes(b"x")
+    job = ["--slides", str(tmp_path), "--output", str(tmp_path / "out"), "--model", "toy"]
+    outcome = historay("embed", *job, env={"RAY_ADDRESS": address})
+    assert outcome.code == 1
+    assert f"RAY_ADDRESS={address} leads to no Ray cluster" in outcome.error
+
+
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: Any) -> NoReturn:
+        # As Ray itself does it: no class of its own.
+        raise Exception("The current node timed out\nduring startup.")  # noqa: TRY002
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(ClusterError, match=r"did not start .*during startup\): run again"):
+        connect()

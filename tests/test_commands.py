@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
 from PIL import Image
 
 from tests.commands import historay
-from tests.servers.s3 import S3Server
+from tests.servers.moto import MotoServer
+from tests.servers.s3 import REGION, S3Server
 
 CMU = "CMU-1-Small-Region.svs"
 
@@ -54,6 +59,24 @@ def test_inspect_tells_mpp_its_source_and_the_level_to_read(real_slides: Path) -
     assert (overridden["reading"]["reduce"], overridden["reading"]["side_px"]) == (2, 224)
 
 
+@pytest.mark.parametrize("mpp", ["0", "-1", "nan"])
+def test_inspect_refuses_what_is_no_mpp(real_slides: Path, mpp: str) -> None:
+    outcome = historay("inspect", str(real_slides / CMU), "--mpp", mpp)
+    assert outcome.code == 2
+    assert "'--mpp'" in outcome.stderr
+
+
+def test_plan_refuses_the_columns_that_embed_would_refuse(tmp_path: Path) -> None:
+    (tmp_path / "a.svs").write_bytes(b"x")
+    (tmp_path / "slides.csv").write_text("uri,vendor\na.svs,us\n")
+    for slides, more, words in (
+        ("a.svs", ["--partition-by", "site"], "partition_by: no manifest column 'site'"),
+        ("slides.csv", [], "manifest column 'vendor' is one of ours"),
+    ):
+        outcome = historay("plan", "--slides", str(tmp_path / slides), *more)
+        assert (outcome.code, words in outcome.error) == (2, True)
+
+
 def test_inspect_of_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     outcome = historay("inspect", str(tmp_path / "none.svs"))
     assert outcome.code == 1
@@ -67,6 +90,44 @@ def test_preview_draws_tissue_and_tiles(real_slides: Path, tmp_path: Path) -> No
         colours = {colour for _, colour in picture.getcolors(1 << 20) or []}
         assert picture.size == (139, 186)
     assert {(0, 140, 0), (30, 60, 220)} <= colours
+
+
+def test_preview_draws_no_more_tiles_than_a_trial_takes(real_slides: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "x.png")
+    more = ["--max-tiles-per-slide", "3"]
+    outcome = historay("preview", str(real_slides / CMU), "--out", out, *more)
+    assert f"{out}: 3 tiles" in outcome.stdout
+
+
+def may_only_list(server: S3Server) -> S3Server:
+    """`server` with the keys of somebody who may list the bucket `lab`, which holds one slide."""
+    # How many requests moto takes from anybody: those that follow.
+    url, plain = f"{server.endpoint_url}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+    urllib.request.urlopen(urllib.request.Request(url, b"5", plain)).close()
+    server.client().create_bucket(Bucket="lab")
+    server.client().put_object(Bucket="lab", Key="a.svs", Body=b"pixels")
+    keys = {"aws_access_key_id": server.access_key, "aws_secret_access_key": server.secret_key}
+    iam = boto3.client("iam", endpoint_url=server.endpoint_url, region_name=REGION, **keys)
+    iam.create_user(UserName="lister")
+    allowed = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    iam.put_user_policy(UserName="lister", PolicyName="list", PolicyDocument=policy)
+    key = iam.create_access_key(UserName="lister")["AccessKey"]
+    return replace(server, access_key=key["AccessKeyId"], secret_key=key["SecretAccessKey"])
+
+
+def test_doctor_tells_who_may_list_but_not_read(tmp_path: Path) -> None:
+    moto = MotoServer(tmp_path / "moto.log", check_keys=True)
+    server = moto.start()
+    try:
+        env = {**may_only_list(server).env, "RAY_ADDRESS": "none"}  # of Ray nothing is wanted
+        outcome = historay("doctor", "--slides", "s3://lab/", "--model", "toy", "--json", env=env)
+    finally:
+        moto.stop()
+    assert outcome.code == 1
+    findings = {item["what"]: item for item in outcome.json["findings"]}
+    assert not findings["slides"]["ok"]
+    assert "a.svs refused to read" in findings["slides"]["sentence"]
 
 
 @pytest.mark.timeout(200)

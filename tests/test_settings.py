@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
 
 from ray_pipeline.errors import SettingsError
-from ray_pipeline.settings import load_settings
+from ray_pipeline.flags import with_settings_flags
+from ray_pipeline.settings import JobSettings, load_settings
 
 GOOD = {"slides": ["s3://bucket/slides/"], "output": "s3://bucket/out"}
 
@@ -27,6 +32,8 @@ def test_a_flag_wins_over_the_file(tmp_path: Path) -> None:
         ({"mpp": 100.0}, r"'mpp': .*20 \(got 100.0\)"),
         ({"precision": "fp9"}, r"'precision': "),
         ({"output": None}, r"'output' is missing"),
+        ({"slides": [""]}, r"'slides.0': .*at least 1 character"),
+        ({"weights": ""}, r"'weights': .*at least 1 character"),
         ({"retry": ["no-mp"]}, r"'retry': .*no error kind 'no-mp'; there are .*no-mpp"),
     ],
 )
@@ -60,3 +67,68 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(str(config), {})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_key_said_twice_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("slides: a\noutput: b\nmpp: 0.5\nmpp: 0.25\n")
+    with pytest.raises(SettingsError, match="says 'mpp' twice"):
+        load_settings(str(config), {})
+
+
+EVERY_KEY: dict[str, Any] = {
+    "slides": ["s3://bucket/x/", "s3://bucket/y/"],
+    "output": "s3://bucket/out",
+    "model": "toy",
+    "weights": "random",
+    "precision": "fp32",
+    "mpp": 0.25,
+    "tile_px": 256,
+    "stride_px": 112,
+    "allow_off_spec": True,
+    "mpp_override": 0.3,
+    "min_tissue": 0.0,
+    "overview_mpp": 4.0,
+    "colour": "srgb",
+    "stain": "macenko",
+    "max_tiles_per_slide": 3,
+    "partition_by": ["site"],
+    "retry": ["no-mpp", "cluster"],
+    "readers": 2,
+    "reader_cpus": 0.25,
+    "encoders": 2,
+    "encoder_cpus": 1.5,
+    "encoder_gpus": 0.0,
+    "batch_size": 4,
+    "compile": False,
+    "autoscaling": True,
+    "stop_grace_s": 0.0,
+    "no_progress_s": 5.0,
+}
+"""Each with a value that is not its default; zeros and False among them must not get lost."""
+
+
+def test_every_key_says_the_same_in_yaml_and_as_a_flag(tmp_path: Path) -> None:
+    assert set(EVERY_KEY) == set(JobSettings.model_fields)
+    flags: list[str] = []
+    for key, value in EVERY_KEY.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                flags += [f"--{name}", str(one)]
+    said: list[JobSettings] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_settings_flags
+    def command(config: str | None = None, *, flags: dict[str, Any]) -> None:
+        said.append(load_settings(config, flags))
+
+    config = tmp_path / "job.yaml"
+    # One alone needs no list, as it needs none among flags.
+    config.write_text(yaml.safe_dump({**EVERY_KEY, "partition_by": "site"}))
+    for args in (flags, ["--config", str(config)]):
+        assert CliRunner().invoke(app, args, catch_exceptions=False).exit_code == 0
+    assert said == [JobSettings.model_validate(EVERY_KEY)] * 2

@@ -66,6 +66,28 @@ def test_a_csv_manifest_gives_ids_mpp_and_further_columns(folder: Path) -> None:
     assert (b.slide_id, b.mpp_override, b.uri) == ("b", None, f"{folder}/b.tiff")
 
 
+def test_codes_of_a_csv_manifest_keep_their_digits(folder: Path) -> None:
+    (folder / "slides.csv").write_text(
+        "uri,patient,long,grade,share\na.svs,0012,12345678901234567890,2,0.5\nb.tiff,345,1,10,1\n"
+    )
+    a, b = find_slides([f"{folder}/slides.csv"])
+    assert a.attributes == {
+        "patient": "0012",
+        "long": "12345678901234567890",
+        "grade": 2,
+        "share": 0.5,
+    }
+    assert b.attributes == {"patient": "345", "long": "1", "grade": 10, "share": 1.0}
+
+
+def test_rows_that_tell_different_things_of_one_slide_are_refused(folder: Path) -> None:
+    (folder / "slides.csv").write_text("uri,site\na.svs,liver\na.svs,liver\n")
+    assert len(find_slides([f"{folder}/slides.csv"])) == 1
+    (folder / "slides.csv").write_text("uri,site\na.svs,liver\na.svs,lung\n")
+    with pytest.raises(DuplicateSlideError, match=r"'a': two rows .* different things of .*a\.svs"):
+        find_slides([f"{folder}/slides.csv"])
+
+
 def test_a_parquet_manifest_and_the_flag_for_the_rest(folder: Path) -> None:
     table = pa.table({"uri": [f"{folder}/a.svs", f"{folder}/b.tiff"], "mpp": [0.25, None]})
     pq.write_table(table, folder / "slides.parquet")
@@ -81,10 +103,13 @@ def test_a_parquet_manifest_and_the_flag_for_the_rest(folder: Path) -> None:
         ("uri,mpp\na.svs,250\n", r"row 1: mpp 250 is not within 0\.05\.\.20"),
         ("uri,mpp\na.svs,fine\n", "row 1: mpp 'fine'"),
         ("uri,site\n,liver\n", "row 1 has no uri"),
+        ("uri,site\n", "names no slides: it has no rows"),
+        ("uri,site,site\na.svs,liver,lung\n", "has the column 'site' twice"),
+        ("uri,site\na.svs,K\xf6ln\n", "can't be read as a manifest: .*UTF8"),
     ],
 )
 def test_a_bad_manifest_names_the_row(folder: Path, text: str, words: str) -> None:
-    (folder / "slides.csv").write_text(text)
+    (folder / "slides.csv").write_text(text, encoding="latin-1")
     with pytest.raises(SettingsError, match=words):
         find_slides([f"{folder}/slides.csv"])
 

@@ -56,6 +56,14 @@ def bucket(s3_server: S3Server) -> str:
     return s3_server.bucket()
 
 
+def test_a_file_in_a_folders_place_is_said_without_talk_of_networks(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    store = Store.open(str(tmp_path / "file"))
+    with pytest.raises(UnreachableError, match="the file system could not write it") as caught:
+        store.put("key", b"")
+    assert "network" not in str(caught.value)
+
+
 @on_all
 @pytest.mark.parametrize("key", KEYS)
 def test_what_is_put_is_found_read_listed_and_deleted(root: str, key: str) -> None:

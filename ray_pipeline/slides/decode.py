@@ -198,8 +198,6 @@ _DECOMPRESS: dict[str, Callable[..., Any]] = {
     "deflate": imagecodecs.zlib_decode,
     "zstd": imagecodecs.zstd_decode,
 }
-RAW_CODECS = ("none", *_DECOMPRESS)
-"""Names of general compressions that RawCodec takes."""
 
 
 def _decode_jpeg(whole: bytes, size: TileSize, reduce: int, room: Pixels) -> Pixels:

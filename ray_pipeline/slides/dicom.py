@@ -98,7 +98,6 @@ class _Instance:
     number: int
     """Its place among the slide's objects."""
     key: str
-    uid: str
     series: str
     concatenation: str | None
     size: tuple[int, int]
@@ -204,7 +203,6 @@ def _read_instance(
     return _Instance(
         number=number,
         key=info.key,
-        uid=str(header.SOPInstanceUID),
         series=str(header.get("SeriesInstanceUID", "")),
         concatenation=str(header.get("ConcatenationUID", "")) or None,
         size=size,
