@@ -179,7 +179,8 @@ def load_settings(
             ) from None
         if not isinstance(loaded, dict):
             raise SettingsError(f"{config} must hold keys and values, such as 'output: s3://...'.")
-        names = [name.value for name, _ in yaml.compose(text, yaml.SafeLoader).value]
+        node: Any = yaml.compose(text, yaml.SafeLoader)
+        names = [name.value for name, _ in node.value]
         if twice := [name for name in loaded if names.count(name) > 1]:
             raise SettingsError(f"{config} says '{twice[0]}' twice: keep one.")
         said.update(loaded)
@@ -205,5 +206,6 @@ def _sentence(error: ValidationError) -> str:
                 f"'{key}' is missing; give it in the file or as --{key.replace('_', '-')}."
             )
         else:
-            parts.append(f"'{key}': {problem['msg']} (got {problem['input']!r}).")
+            words = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"'{key}': {words} (got {problem['input']!r}).")
     return " ".join(parts)
