@@ -346,6 +346,11 @@ def _told(report: RunReport) -> str:
         f"recipe {report.recipe_fp} in {report.output}"
     )
     lines = [total]
+    if report.batch_fill:
+        lines.append(
+            f"  encoders computed {report.device_busy_share:.0%} of the time, "
+            f"in batches {report.batch_fill:.0%} full"
+        )
     if report.slides_passed_over:
         lines.append(f"  {report.slides_passed_over} unfinished slides are of kinds not in --retry")
     for failure in report.failures:

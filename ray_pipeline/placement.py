@@ -7,6 +7,7 @@ are left over on each node, so the actors are packed node by node.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ STAGE_CPUS = 0.1
 """CPUs of one staging task."""
 COMMIT_CPUS = 0.1
 """CPUs of one commit task."""
+LEAST_ENCODER_CPUS = 0.1
+"""CPUs of an encoding actor where the rest leaves no more."""
 READERS_PER_GPU = 12
 """Most reading actors per GPU by default."""
 
@@ -62,8 +65,11 @@ class Placement:
 
     @property
     def threads(self) -> int | None:
-        """Threads of one encoder: its CPUs when it computes on them, else the library's choice."""
-        return max(1, int(self.encoder_cpus)) if self.encoder_gpus == 0 else None
+        """Threads of one encoder: its CPUs when it computes on them, else the library's choice.
+
+        Rounded up: encoding is what a node without GPUs is there for, and the rest needs little.
+        """
+        return max(1, math.ceil(self.encoder_cpus - 1e-9)) if self.encoder_gpus == 0 else None
 
     @property
     def reader_threads(self) -> int:
@@ -94,7 +100,9 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
     else:
         encoders = settings.encoders or 1
         largest = max((node.cpus for node in nodes), default=1.0)
-        encoder_cpus = settings.encoder_cpus or max(0.5, float(int(largest / encoders) - 1))
+        rest = settings.reader_cpus + PLAN_CPUS + STAGE_CPUS + COMMIT_CPUS
+        share = math.floor(100 * (largest / encoders - rest) + 1e-6) / 100
+        encoder_cpus = settings.encoder_cpus or max(LEAST_ENCODER_CPUS, share)
     spare = cpus - encoders * encoder_cpus - PLAN_CPUS - STAGE_CPUS - COMMIT_CPUS
     most = READERS_PER_GPU * encoders if encoder_gpus > 0 else 2 * encoders
     readers = settings.readers or max(1, min(most, int(spare / settings.reader_cpus)))

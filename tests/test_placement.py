@@ -15,10 +15,8 @@ def settings(**said: object) -> JobSettings:
     return JobSettings.model_validate({"slides": ["s"], "output": "o", **said})
 
 
-@given(cpus=st.integers(2, 64), nodes=st.integers(1, 5), gpus=st.integers(0, 8))
-def test_the_default_placement_fits_every_cluster_of_two_cpu_nodes_and_more(
-    cpus: int, nodes: int, gpus: int
-) -> None:
+@given(cpus=st.integers(1, 64), nodes=st.integers(1, 5), gpus=st.integers(0, 8))
+def test_the_default_placement_fits_every_cluster(cpus: int, nodes: int, gpus: int) -> None:
     cluster = [Node(cpus=cpus + gpus, gpus=gpus)] * nodes
     check_fit(choose_placement(settings(), cluster), cluster)
 
@@ -30,8 +28,16 @@ def test_one_encoder_per_gpu_and_no_more_readers_than_they_need() -> None:
     assert placement.threads is None
 
 
-def test_a_cpu_encoder_computes_on_the_cpus_it_holds() -> None:
-    assert choose_placement(settings(), [Node(cpus=16)]).threads == 15
+@pytest.mark.parametrize(
+    ("cpus", "said", "threads"),
+    [(2, {}, 2), (16, {}, 16), (16, {"encoders": 4}, 4), (16, {"encoder_cpus": 3.0}, 3)],
+)
+def test_a_cpu_encoder_computes_on_all_that_nobody_else_needs(
+    cpus: int, said: dict[str, object], threads: int
+) -> None:
+    placement = choose_placement(settings(**said), [Node(cpus=cpus)])
+    assert placement.threads == threads
+    check_fit(placement, [Node(cpus=cpus)])
 
 
 @pytest.mark.parametrize(

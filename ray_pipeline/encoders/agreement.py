@@ -13,6 +13,8 @@ from ray_pipeline.errors import InexactError
 
 Vectors = npt.NDArray[np.floating]
 
+_MEND = "on this machine: run with compile: false, or another precision."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
@@ -44,13 +46,17 @@ def check_agreement(
     Raises InexactError where it misses the spec's thresholds.
     """
     beside, below = agreement(fast, reference), agreement(fast, exact)
-    least = spec.least_cosine
     for found, against in ((beside, "the reference"), (below, "float32")):
-        if found.least_cosine < least:
+        if found.least_cosine < spec.least_cosine:
             raise InexactError(
                 f"{spec.name}: the {path} path comes out at a cosine of {found.least_cosine:.6f} "
-                f"to {against}, below {least}, on this machine: run with compile: false, "
-                "or another precision."
+                f"to {against}, below {spec.least_cosine}, {_MEND}"
+            )
+        if found.largest_error > spec.most_error:
+            raise InexactError(
+                f"{spec.name}: the {path} path comes out {found.largest_error:.3f} times a "
+                f"vector's root mean square off {against} in one number, above "
+                f"{spec.most_error}, {_MEND}"
             )
     return beside, below
 

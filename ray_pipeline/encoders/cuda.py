@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,8 +22,8 @@ PROBE_BATCH_SIZE = 8
 """Tiles of the pass that shows how much memory one takes."""
 USED_SHARE = 0.7
 """Of the free memory, what batches may be sized for: compiled code is tuned with some of it."""
-TIMED_RUNS = 10
-"""Runs of each attention kernel before the fastest is chosen."""
+TIMED_RUNS, TIMED_TILES = 10, 32
+"""Runs of each attention kernel before the fastest is chosen, and tiles of each run."""
 _BACKENDS = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -146,21 +146,34 @@ class CudaRunner:
     def _watching_memory(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
             raise OutOfMemory(str(error).partition(". ")[0]) from None
 
 
-def compiled(encode: Encode, attention: SDPBackend | None) -> Encode:
-    """The same, compiled and tuned for one shape, with one kernel for attention.
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether the device had no room, whoever says so.
+
+    Torch's allocator has an error of its own; what else allocates (graphs, pinned memory, cuBLAS)
+    says it in words; and a capture that it broke off ends with an error about the capture.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return True
+    return error.__context__ is not None and ran_out_of_memory(error.__context__)
+
+
+def compiled(encode: Encode, attention: Sequence[SDPBackend]) -> Encode:
+    """The same, compiled and tuned for one shape, with the first attention kernel that takes it.
 
     CUDA graphs are the runner's, so that they belong to no thread.
     """
     fast = torch.compile(encode, mode="max-autotune-no-cudagraphs", dynamic=False)
-    if attention is None:
+    if not attention:
         return fast
 
     def run(tiles: torch.Tensor) -> torch.Tensor:
-        with sdpa_kernel(attention):
+        with sdpa_kernel(list(attention), set_priority=True):
             return fast(tiles)
 
     return run
@@ -174,8 +187,13 @@ def largest_batch(encode: Encode, *, device: torch.device, tile_px: int) -> int:
         on_device = tiles.to(device)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        encode(on_device)
-        torch.cuda.synchronize()
+        try:
+            encode(on_device)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            return 1
         per_tile = (torch.cuda.max_memory_allocated() - before) / PROBE_BATCH_SIZE
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
@@ -189,23 +207,24 @@ def batch_for(free_bytes: int, bytes_per_tile: float) -> int:
 
 
 @torch.no_grad()
-def fastest_attention(model: nn.Module, *, tokens: int, dtype: torch.dtype) -> SDPBackend | None:
-    """The attention kernel that is fastest for the model's shape on its device, by measurement.
+def attention_by_speed(model: nn.Module, *, tokens: int, dtype: torch.dtype) -> list[SDPBackend]:
+    """The attention kernels that take the model's shape on its device, the fastest first.
 
-    None where the model does not tell its heads, or no kernel was refused or chosen.
+    All of them, for the fastest may not take a block that asks for the class token alone (cuDNN's
+    took no single query for long). Empty where the model does not tell its heads.
     """
     blocks: Any = getattr(model, "blocks", None)
-    heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
-    if heads is None:
-        return None
+    attention = getattr(blocks[0], "attn", None) if blocks else None
+    if attention is None or not hasattr(attention, "head_dim"):
+        return []
     device = next(model.parameters()).device
-    width = blocks[0].attn.qkv.weight.shape[1] // heads
-    q = torch.randn(32, heads, tokens, width, dtype=dtype, device=device)
-    seconds: dict[SDPBackend, float] = {}
+    shape = (TIMED_TILES, attention.num_heads, tokens, attention.head_dim)
+    q = torch.randn(shape, dtype=dtype, device=device)
+    milliseconds: dict[SDPBackend, float] = {}
     for backend in _BACKENDS:
         with contextlib.suppress(RuntimeError), sdpa_kernel(backend):
-            seconds[backend] = _timed_attention(q)
-    return min(seconds, key=seconds.__getitem__) if seconds else None
+            milliseconds[backend] = _timed_attention(q)
+    return sorted(milliseconds, key=milliseconds.__getitem__)
 
 
 def _timed_attention(q: torch.Tensor) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ray_pipeline.encoders import cpu, cuda
 from ray_pipeline.encoders.agreement import Agreement, check_agreement, sample_tiles
@@ -83,7 +84,8 @@ class Encoder:
         """Load the weights, strictly, onto the device.
 
         `batch_size` is in tiles per forward pass (default: by the device and its memory). `threads`
-        sets torch's thread count for this whole process. With `compile`, and in fp8, a faster path
+        sets torch's thread count for this whole process; on a CPU the process also keeps the memory
+        it has once used (`cpu.keep_freed_memory`). With `compile`, and in fp8, a faster path
         is made ready, which takes minutes for a large model, and compared with the reference.
         Raises WeightsError, SettingsError, InexactError.
         """
@@ -91,6 +93,8 @@ class Encoder:
             torch.set_num_threads(threads)
         self.spec = spec
         self.device = _resolve_device(device)
+        if self.device.type == "cpu":
+            cpu.keep_freed_memory()
         resolved = resolve_precision(device, precision)
         if batch_size is not None and batch_size < 1:
             raise SettingsError(f"batch_size must be at least 1 tile, not {batch_size}.")
@@ -170,30 +174,44 @@ class Encoder:
         exact = Forward(self._model, spec, "fp32").to(self.device)(tiles)
         hold_products_in(self._model, precision)
         reference = encode(tiles)
+        leave_out_unseen_tokens(self._model, spec)
         if precision == "fp8":
             lower_blocks_to_fp8(self._model)
-        leave_out_unseen_tokens(self._model, spec)
         if batch_size is None:
             batch_size = self._largest_batch(encode)
         if compile:
             encode = self._compiled(encode)
-        batch = torch.zeros((batch_size, *tiles.shape[1:]), dtype=torch.uint8, device=self.device)
-        parts = []
         with _one_at_a_time():
-            for start in range(0, len(tiles), batch_size):
-                part = tiles[start : start + batch_size]
-                batch[: len(part)] = part
-                parts.append(encode(batch)[: len(part)].clone())
-        fast, plain, full = (v.float().cpu().numpy() for v in (torch.cat(parts), reference, exact))
+            fast, batch_size = self._in_batches(encode, tiles, batch_size)
         path = "fp8" if precision == "fp8" else "compiled"
-        self.agreements = check_agreement(spec, path, fast, plain, full)
+        found, plain, full = (v.float().cpu().numpy() for v in (fast, reference, exact))
+        self.agreements = check_agreement(spec, path, found, plain, full)
         return encode, batch_size
+
+    @staticmethod
+    def _in_batches(
+        encode: Encode, tiles: torch.Tensor, batch_size: int
+    ) -> tuple[torch.Tensor, int]:
+        """Vectors of `tiles` in batches of `batch_size`, or of the first half of it that fits."""
+        while True:
+            shape = (batch_size, *tiles.shape[1:])
+            try:
+                batch = torch.zeros(shape, dtype=torch.uint8, device=tiles.device)
+                parts = []
+                for part in torch.split(tiles, batch_size):
+                    batch[: len(part)] = part
+                    parts.append(encode(batch)[: len(part)].clone())
+                return torch.cat(parts), batch_size
+            except RuntimeError as error:
+                if batch_size == 1 or not cuda.ran_out_of_memory(error):
+                    raise
+            batch_size //= 2
 
     def _compiled(self, encode: Encode) -> Encode:
         if self.device.type == "cpu":
             return cpu.compiled(encode)
         dtype = DTYPES[self.identity.precision]
-        attention = cuda.fastest_attention(self._model, tokens=self.spec.tokens, dtype=dtype)
+        attention = cuda.attention_by_speed(self._model, tokens=self.spec.tokens, dtype=dtype)
         return cuda.compiled(encode, attention)
 
     def _largest_batch(self, encode: Encode) -> int:
@@ -216,9 +234,15 @@ class Encoder:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let one process of this machine compile; the others then find its code in the cache."""
+    """Let one process of this machine compile; the others then find its code in the cache.
+
+    That is all of it on a GPU. On a CPU the libraries are found, and each process packs its
+    matrices anew: half of the time that the first one takes.
+    """
     folder = cache_folder()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+    # Torch sets the variable itself when it is imported: to a folder that a restart empties.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "compiling.lock").open("w")

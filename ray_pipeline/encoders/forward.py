@@ -74,6 +74,12 @@ class ClassTokenBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
+        attention = cast(Attention, block.attn)
+        width = attention.qkv.in_features
+        # Layers of their own, so that whatever is done to linear layers is done to these.
+        self.query = _rows_of(attention.qkv, 0, width)
+        self.key_value = _rows_of(attention.qkv, width, 3 * width)
+        del attention.qkv
         self.block = block
 
     def forward(self, tokens: torch.Tensor, **_masks: Any) -> torch.Tensor:
@@ -81,16 +87,23 @@ class ClassTokenBlock(nn.Module):
         block, attention = self.block, cast(Attention, self.block.attn)
         n, count, dim = tokens.shape
         heads = attention.num_heads
-        normed, matrix = block.norm1(tokens), attention.qkv.weight
-        bias: torch.Tensor | None = attention.qkv.bias
-        q = F.linear(normed[:, :1], matrix[:dim], None if bias is None else bias[:dim])
-        kv = F.linear(normed, matrix[dim:], None if bias is None else bias[dim:])
-        q = q.view(n, 1, heads, -1).transpose(1, 2)
-        k, v = kv.view(n, count, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        normed = block.norm1(tokens)
+        q = self.query(normed[:, :1]).view(n, 1, heads, -1).transpose(1, 2)
+        kv = self.key_value(normed).view(n, count, 2, heads, -1)
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = attention.q_norm(q), attention.k_norm(k)
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, 1, dim)
         first = tokens[:, :1] + block.ls1(attention.proj(attention.norm(seen)))
         return cast(torch.Tensor, first + block.ls2(block.mlp(block.norm2(first))))
+
+
+def _rows_of(linear: nn.Linear, start: int, stop: int) -> nn.Linear:
+    """The layer that gives outputs `start` to `stop` of `linear`, on the same memory."""
+    part = nn.Linear(linear.in_features, stop - start, linear.bias is not None, device="meta")
+    part.weight = nn.Parameter(linear.weight[start:stop], requires_grad=False)
+    if linear.bias is not None:
+        part.bias = nn.Parameter(linear.bias[start:stop], requires_grad=False)
+    return part
 
 
 def leave_out_unseen_tokens(model: nn.Module, spec: ModelSpec) -> bool:

@@ -94,6 +94,10 @@ class ModelSpec:
     least_cosine: float = 0.999
     """Of a tile's vector by a faster path to those by the reference and in float32; below it that
     path refuses to run."""
+    most_error: float = 0.25
+    """Largest difference of one number of such vectors, over the root mean square of the vector;
+    above it that path refuses to run. Errors spread evenly over a vector at `least_cosine` have a
+    deviation of 0.045, and five of those are passed by no number of a few thousand."""
     weights_url: str | None = None
     """Where the publishers keep weights that are not on the hub."""
     layout: Layout = "timm"

@@ -1,11 +1,12 @@
 """How close the whole job comes to its encoder alone, and to its reader alone.
 
-    python -m tests.benchmarks.pipeline [--quick] [--model NAME] [--out FILE]
+    python -m tests.benchmarks.pipeline [--quick] [--model NAME] [--turns N] [--out FILE]
 
 Slides are mosaics of a synthetic field behind a range server of our own, with 30 ms before each
 reply and 80 MB/s on each connection. A job's rate counts from the first tiles that are staged to
 the last, so that what a job does once, like loading the model, does not count. In the same run the
-encoder and the reader work alone, with the same threads.
+encoder alone has the whole machine, before the first job and after each, and every job is compared
+with what it reached just before and just after; the reader alone has one core, as in its job.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from ray_pipeline import graph
 from ray_pipeline.cluster import disconnect
@@ -49,6 +52,10 @@ WANTED = {"pipeline_over_encoder": ">= 0.95", "null_pipeline_over_reader": ">= 0
 LATENCY_MS, MB_PER_S = 30.0, 80.0
 SLIDES = 6
 """Of each job."""
+FEW_TILES, TOY_TILES = 8, 256
+"""Tiles a slide gives on a CPU, of a real model and of the toy; on a GPU it gives all."""
+ALONE_BATCHES = {"cpu": 2, "cuda": 64}
+"""Batches of each measure of the encoder alone, by device."""
 PACKAGES = ("ray", "torch", "obstore", "pyarrow")
 
 
@@ -80,18 +87,15 @@ class Bench:
     folder: Path
     turns: int
 
-    def rate(self, **asked: Any) -> tuple[float, RunReport]:
-        """tiles/s of the job once tiles come, median over turns, and the last report."""
-        rates, reports = [], []
-        for _ in range(self.turns):
-            watch, output = Watch(), self.folder / "out"
-            shutil.rmtree(output, ignore_errors=True)
-            uris = [f"s3://slides/{number}.tif" for number in range(SLIDES)]
-            reports.append(embed(JobSettings(slides=uris, output=str(output), **asked), watch))
-            assert reports[-1].slides_failed == 0, reports[-1].failures
-            rates.append(watch.rate)
-            print(f"{watch.rate} tiles a second", file=sys.stderr)
-        return statistics.median(rates), reports[-1]
+    def job(self, **asked: Any) -> tuple[float, RunReport]:
+        """tiles/s of one job once tiles come, and its report."""
+        watch, output = Watch(), self.folder / "out"
+        shutil.rmtree(output, ignore_errors=True)
+        uris = [f"s3://slides/{number}.tif" for number in range(SLIDES)]
+        report = embed(JobSettings(slides=uris, output=str(output), **asked), watch)
+        assert report.slides_failed == 0, report.failures
+        print(f"{watch.rate:.4g} tiles a second", file=sys.stderr)
+        return watch.rate, report
 
 
 class Watch(Reporter):
@@ -119,11 +123,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the toy model, for trying it out")
     parser.add_argument("--model", help="default: h-optimus-0")
     parser.add_argument("--out", help="write the report here too")
+    parser.add_argument("--turns", type=int, help="jobs of each kind; default: 3, quickly 1")
     asked = parser.parse_args()
     model = asked.model or ("toy" if asked.quick else "h-optimus-0")
-    few = {"max_tiles_per_slide": 256 if model == "toy" else 16}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), turns=1 if asked.quick else 3)
+        bench = Bench(Path(folder), turns=asked.turns or (1 if asked.quick else 3))
         bucket = bench.folder / "slides"
         bucket.mkdir()
         field = bench.folder / "field.svs"
@@ -134,19 +138,14 @@ def main() -> None:
             (bucket / f"{number}.tif").hardlink_to(bucket / "0.tif")
         with RangeServer(bench.folder, latency_ms=LATENCY_MS, mb_per_s=MB_PER_S) as server:
             os.environ.update(server.env)
-            reader = _reader_alone(turns=bench.turns)
-            setattr(graph, "EncodeTiles", NullEncode)  # noqa: B010 - a stand-in, unknown to types
-            null, _ = bench.rate(model="toy", readers=1, reader_cpus=1.0, encoder_cpus=0.1)
-            setattr(graph, "EncodeTiles", EncodeTiles)  # noqa: B010
-            whole, report = bench.rate(model=model, weights="random", compile=False, **few)
+            over_reader, rates = _null(bench)
+            over_encoder, more, report = _whole(bench, model)
             disconnect()
-            threads = max(1, int(report.placement["encoder_cpus"]))
-            encoder = _encoder_alone(model, threads=threads, turns=bench.turns)
     finish(
         "pipeline",
         ratios={
-            "pipeline_over_encoder": whole / encoder,
-            "null_pipeline_over_reader": null / reader,
+            "pipeline_over_encoder": statistics.median(over_encoder),
+            "null_pipeline_over_reader": statistics.median(over_reader),
         },
         wanted=WANTED,
         figures={
@@ -154,12 +153,9 @@ def main() -> None:
             "model": model,
             "latency_ms": LATENCY_MS,
             "mb_per_s": MB_PER_S,
-            "tiles_per_s": {
-                "pipeline": whole,
-                "encoder": encoder,
-                "null_pipeline": null,
-                "reader": reader,
-            },
+            "tiles_per_s": rates | more,
+            "by_job": {"over_encoder": over_encoder, "over_reader": over_reader},
+            "tiles": report.tiles,
             "placement": report.placement,
             "device_busy_share": report.device_busy_share,
             "batch_fill": report.batch_fill,
@@ -169,28 +165,64 @@ def main() -> None:
     )
 
 
-def _reader_alone(*, turns: int) -> float:
+def _null(bench: Bench) -> tuple[list[float], dict[str, float]]:
+    """Jobs with a null encoder over the reader alone just before and just after, and medians."""
+    setattr(graph, "EncodeTiles", NullEncode)  # noqa: B010 - a stand-in, unknown to types
+    alone, jobs = [_reader_alone()], []
+    for _ in range(bench.turns):
+        rate, _ = bench.job(model="toy", readers=1, reader_cpus=1.0, encoder_cpus=0.1)
+        jobs.append(rate)
+        alone.append(_reader_alone())
+    setattr(graph, "EncodeTiles", EncodeTiles)  # noqa: B010
+    rates = {"null_pipeline": statistics.median(jobs), "reader": statistics.median(alone)}
+    return _over_neighbours(jobs, alone), rates
+
+
+def _whole(bench: Bench, model: str) -> tuple[list[float], dict[str, float], RunReport]:
+    """Whole jobs over the encoder alone just before and just after, medians, the last report."""
+    on_gpu = torch.cuda.is_available()
+    asked: dict[str, Any] = {"model": model, "weights": "random", "compile": on_gpu}
+    if not on_gpu:
+        asked["max_tiles_per_slide"] = TOY_TILES if model == "toy" else FEW_TILES
+    spec = get_spec(model)
+    threads = None if on_gpu else len(os.sched_getaffinity(0))
+    source = resolve_weights(spec, "random")
+    encoder = Encoder(spec, source, threads=threads, compile=on_gpu)
+    count = ALONE_BATCHES[encoder.device.type] * encoder.batch_size
+    tiles = sample_tiles(spec.tile_px, count)
+    encoder.encode(tiles[: encoder.batch_size])
+
+    def encoder_alone() -> float:
+        started = time.perf_counter()
+        encoder.encode(tiles)
+        return count / (time.perf_counter() - started)
+
+    alone, jobs, reports = [encoder_alone()], [], []
+    for _ in range(bench.turns):
+        rate, report = bench.job(**asked)
+        jobs.append(rate)
+        reports.append(report)
+        alone.append(encoder_alone())
+    rates = {"pipeline": statistics.median(jobs), "encoder": statistics.median(alone)}
+    return _over_neighbours(jobs, alone), rates, reports[-1]
+
+
+def _over_neighbours(jobs: list[float], alone: list[float]) -> list[float]:
+    """Each job's rate over the mean of what was measured before and after it."""
+    return [
+        job / statistics.mean(beside) for job, beside in zip(jobs, pairwise(alone), strict=True)
+    ]
+
+
+def _reader_alone() -> float:
+    """tiles/s of one reader on one slide that it has read before."""
     slide = open_slide("s3://slides/0.tif")
     assert isinstance(slide, TiledSlide)
     plan = planned(slide)
-    seconds = []
-    for _ in range(turns + 1):
-        started = time.perf_counter()
-        read(slide, plan)
-        seconds.append(time.perf_counter() - started)
-    return plan.n_tiles / statistics.median(seconds[1:])
-
-
-def _encoder_alone(model: str, *, threads: int, turns: int) -> float:
-    spec = get_spec(model)
-    encoder = Encoder(spec, resolve_weights(spec, "random"), threads=threads)
-    tiles = sample_tiles(spec.tile_px, 2 * encoder.batch_size)
-    seconds = []
-    for _ in range(turns + 1):
-        started = time.perf_counter()
-        encoder.encode(tiles)
-        seconds.append(time.perf_counter() - started)
-    return len(tiles) / statistics.median(seconds[1:])
+    read(slide, plan)
+    started = time.perf_counter()
+    read(slide, plan)
+    return plan.n_tiles / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
