@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ray_pipeline.encoders.spec import AskedPrecision
-from ray_pipeline.errors import SettingsError, error_kinds
+from ray_pipeline.errors import NotFoundError, SettingsError, error_kinds
 from ray_pipeline.slides.normalise import Colour, NormaliseRule, Stain
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.store import Store, split_uri
@@ -168,7 +168,10 @@ def load_settings(
     said: dict[str, Any] = dict(defaults or {})
     if config is not None:
         root, key = split_uri(config)
-        text = Store.open(root).get(key)
+        try:
+            text = Store.open(root).get(key)
+        except NotFoundError as error:
+            raise SettingsError(f"--config: {error}") from None
         try:
             loaded = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -132,3 +132,8 @@ def test_every_key_says_the_same_in_yaml_and_as_a_flag(tmp_path: Path) -> None:
     for args in (flags, ["--config", str(config)]):
         assert CliRunner().invoke(app, args, catch_exceptions=False).exit_code == 0
     assert said == [JobSettings.model_validate(EVERY_KEY)] * 2
+
+
+def test_a_file_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--config: .*job\.yaml does not exist"):
+        load_settings(str(tmp_path / "job.yaml"), {})
