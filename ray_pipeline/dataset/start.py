@@ -22,8 +22,8 @@ from ray_pipeline.errors import (
 )
 from ray_pipeline.store import Store
 
-PROBE_ATTEMPTS = 4
-"""Writes of the probe: two, and as many again whose reply is lost."""
+PROBE_LOSSES = 4
+"""Writes of the probe without an answer after which the output counts as out of reach."""
 
 
 def probe_conditional(output: Store, run: str) -> bool:
@@ -33,9 +33,9 @@ def probe_conditional(output: Store, run: str) -> bool:
     took place, though its reply may be lost. Raises the store's error when the output can't be
     written at all.
     """
-    key, written = probe_key(run), 0
+    key, written, lost = probe_key(run), 0, 0
     try:
-        for attempt in range(PROBE_ATTEMPTS):
+        while written < 2:
             try:
                 output.put(key, b"", if_absent=True)
             except PreconditionError:
@@ -44,12 +44,11 @@ def probe_conditional(output: Store, run: str) -> bool:
                 output.put(key, b"")
                 return False
             except UnreachableError:
-                if attempt == PROBE_ATTEMPTS - 1:
+                lost += 1
+                if lost == PROBE_LOSSES:
                     raise
             else:
                 written += 1
-                if written == 2:
-                    return False
         return False
     finally:
         with suppress(StoreError):  # a probe that stays harms nobody

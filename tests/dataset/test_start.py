@@ -58,7 +58,15 @@ def odd(output: Store, **said: Any) -> OddStore:
 
 @pytest.mark.parametrize(
     "lost",
-    [[], ["reply"], ["request"], ["", "reply"], ["", "request"], ["request", "reply"]],
+    [
+        [],
+        ["reply"],
+        ["request"],
+        ["", "reply"],
+        ["", "request"],
+        ["request", "reply"],
+        ["request", "request", "request"],
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("conditions", ["honoured", "ignored"])
