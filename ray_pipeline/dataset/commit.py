@@ -174,18 +174,24 @@ def build_parquet(job: CommitJob) -> tuple[bytes, Standing]:
 
 def _row_groups(job: CommitJob) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
-    rows = 0
+    rows, lost = 0, None
     for shard in range(job.n_shards):
         footer, start = job.footer, shard * SHARD_TILES
         tiles = range(start, min(start + SHARD_TILES, job.n_tiles))
-        fragment = get_fragment(
-            job.output, job.layout, footer.slide_id, footer.plan_fp, shard, tiles=tiles
-        )
+        try:
+            fragment = get_fragment(
+                job.output, job.layout, footer.slide_id, footer.plan_fp, shard, tiles=tiles
+            )
+        except StagingLostError as error:
+            lost = lost or error  # go on: one rerun is to be enough, however many are damaged
+            continue
         waiting.append(fragment.replace_schema_metadata(None))
         rows += fragment.num_rows
         if rows >= ROW_GROUP_TILES:
             yield pa.concat_tables(waiting).combine_chunks()
             waiting, rows = [], 0
+    if lost is not None:
+        raise lost
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
 

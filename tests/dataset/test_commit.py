@@ -27,7 +27,8 @@ from ray_pipeline.errors import (
 from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
 from tests.dataset.conftest import MakeJob, staged_slide
-from tests.servers.gcs import Conditions, gcs_bucket
+from tests.servers.gcs import gcs_bucket
+from tests.servers.memory import Conditions
 
 LAYOUT = Layout("f00df00df00d")
 
@@ -331,6 +332,17 @@ def test_a_damaged_fragment_is_deleted_so_that_a_rerun_redoes_it(
     with pytest.raises(StagingLostError, match="shard 1 was damaged"):
         commit_slide(job)
     assert list_staged(job.output, LAYOUT) == {"slide-1": {job.footer.plan_fp: [0, 2]}}
+
+
+def test_all_damaged_fragments_are_deleted_at_once_so_that_one_rerun_is_enough(
+    staged: MakeJob,
+) -> None:
+    job = staged()
+    for shard in (0, 2):
+        job.output.put(LAYOUT.fragment("slide-1", job.footer.plan_fp, shard), b"junk")
+    with pytest.raises(StagingLostError, match="shard 0 was damaged"):
+        commit_slide(job)
+    assert list_staged(job.output, LAYOUT) == {"slide-1": {job.footer.plan_fp: [1]}}
 
 
 def test_a_done_slide_stays_done_when_its_fragments_can_not_be_deleted(staged: MakeJob) -> None:
