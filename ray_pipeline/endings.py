@@ -15,7 +15,7 @@ from ray_pipeline.dataset.layout import REPLACED, Layout
 from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
-from ray_pipeline.dataset.slides_table import compact, told_failed
+from ray_pipeline.dataset.slides_table import compact, told_otherwise
 from ray_pipeline.dataset.standing import exists, standing_record
 from ray_pipeline.dataset.start import OutputState
 from ray_pipeline.errors import HistorayError, IncompleteError, LongNameError, StoreError
@@ -141,16 +141,18 @@ class Endings:
         noted = replace(record, stage=failure.stage, error_kind=failure.kind, reason=failure.reason)
         put_record(self.output, layout, noted)
 
-    def _mend_records(self) -> None:
-        """Rewrite the records of finished slides of which the slides table tells a failure.
+    def _mend_records(self) -> bool:
+        """Rewrite the records of finished slides of which the slides table tells otherwise.
 
         Such a record was right once: its source has since been put back, or another driver finished
-        the slide while this failure was written down.
+        the slide, or replaced its file, while this one was written down. Whether there were any.
         """
-        told = told_failed(self.output, self.layout)
+        inputs = {source.slide_id: source.input_fp for source in self.work.finished}
+        told = told_otherwise(self.output, self.layout, inputs)
         lying = [source for source in self.work.finished if source.slide_id in told]
         with ThreadPoolExecutor(RECORDS_AT_ONCE) as pool:
             list(pool.map(self._mend, lying))
+        return bool(lying)
 
     def _mend(self, source: SlideSource) -> None:
         key = self.state.outputs[source.slide_id]
@@ -172,8 +174,9 @@ class Endings:
         if in_haste:
             return
         try:
-            self._mend_records()
             compact(self.output, self.layout, say)
+            if self._mend_records():
+                compact(self.output, self.layout, say)
         except (HistorayError, pa.ArrowException, OSError) as error:
             say(f"the slides table could not be brought up to date, the next run will: {error}")
 

@@ -199,6 +199,24 @@ def test_the_record_of_a_finished_slide_tells_no_failure_for_ever(output: Store,
     assert read_slides(output, LAYOUT)["error_kind"].to_pylist() == [None]
 
 
+@pytest.mark.parametrize("late", ["a failure", "of another input", "nothing"])
+def test_a_run_over_a_finished_slide_sets_its_row_right(output: Store, late: str) -> None:
+    good = commit_slide(job_of(output))
+    begun(output).close(print)
+    # What a slow driver wrote after the one that finished the slide, and nobody compacted yet.
+    if late == "a failure":
+        put_record(output, LAYOUT, replace(good, status="failed", error_kind="no-mpp", n_tiles=0))
+    elif late == "of another input":
+        put_record(output, LAYOUT, replace(good, input_fp="another", n_tiles=1))
+    else:
+        output.delete([LAYOUT.record("slide-1")])
+    begun(output).close(print)
+    (row,) = read_slides(output, LAYOUT).to_pylist()
+    assert (row["status"], row["n_tiles"], row["error_kind"]) == ("done", 300, None)
+    assert row["input_fp"] == SOURCE.input_fp
+    assert (record_in(output).n_tiles, record_in(output).error_kind) == (300, None)
+
+
 @dataclass
 class SlowStore(Store):
     """A store whose puts wait until `together` of them wait."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,15 +52,21 @@ def read_slides(output: Store, layout: Layout) -> pa.Table:
     return _settled(lambda: _read(output, layout))
 
 
-def told_failed(output: Store, layout: Layout) -> set[str]:
-    """Slides of which the table, as it stands, tells a failure; no record is looked at."""
+def told_otherwise(output: Store, layout: Layout, inputs: Mapping[str, str]) -> set[str]:
+    """Finished slides (slide_id -> input_fp) of which the table, as it stands, tells otherwise.
+
+    That is a failure, another input, or nothing at all. No record is looked at.
+    """
 
     def told() -> set[str]:
         standing = _standing(output, layout)
-        if standing is None:
+        if standing is None or not inputs:
             return set()
-        kinds = standing.read(columns=["slide_id", "error_kind"])
-        return set(kinds.filter(pc.is_valid(kinds["error_kind"]))["slide_id"].to_pylist())
+        rows = standing.read(columns=["slide_id", "input_fp", "error_kind"])
+        rows = rows.filter(pc.is_null(rows["error_kind"]))
+        asked = pa.table([list(inputs), list(inputs.values())], ["slide_id", "input_fp"])
+        told_so = pc.is_in(_pairs(asked, "input_fp"), _pairs(rows, "input_fp"))
+        return set(asked["slide_id"].filter(pc.invert(told_so)).to_pylist())
 
     return _settled(told)
 
@@ -149,14 +155,14 @@ def _versions(standing: pq.ParquetFile | None) -> pa.Table:
 
 def _compared(known: pa.Table, listed: pa.Table) -> tuple[pa.ChunkedArray, pa.Table]:
     """Which of the table's rows still hold, and the records that must be fetched."""
-    ours, theirs = _pairs(known), _pairs(listed)
+    ours, theirs = _pairs(known, "record_etag"), _pairs(listed, "record_etag")
     stale = listed.filter(pc.invert(pc.is_in(theirs, ours)))
     return pc.is_in(ours, theirs), stale
 
 
-def _pairs(versions: pa.Table) -> pa.ChunkedArray:
+def _pairs(rows: pa.Table, version: str) -> pa.ChunkedArray:
     # No version holds a line's end.
-    return pc.binary_join_element_wise(versions["record_etag"], versions["slide_id"], "\n")
+    return pc.binary_join_element_wise(rows[version], rows["slide_id"], "\n")
 
 
 def _fetched(output: Store, layout: Layout, stale: pa.Table, say: Say | None = None) -> pa.Table:
