@@ -5,9 +5,12 @@ INSTALLED := .venv/.installed
 MARKERS ?= not slow
 # Further arguments for pytest, such as ARGS="-x tests/test_store.py".
 ARGS ?=
+# Of `make chaos`: how long things are killed, and the seed of what is drawn.
+MINUTES ?= 3
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format lock clean
+.PHONY: help demo test test-all chaos lint format lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +23,9 @@ test: lint  ## lint, types, import contracts, and the tests that take seconds
 
 test-all: lint  ## the same with every test
 	$(BIN)/pytest $(ARGS)
+
+chaos: $(INSTALLED)  ## kill everything while a job runs, then look at every row (MINUTES=3 SEED=1)
+	$(BIN)/python -m tests.cluster.chaos --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(INSTALLED)  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -34,8 +34,9 @@ from ray_pipeline.ranged_file import RangedFile, ReadCounts
 T = TypeVar("T")
 
 READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
-"""Tries of one ranged read, and seconds of the longest pause between two: outages of some 20 s are
-lived through. All are ours, so that all are counted."""
+"""Tries of one ranged read or page of a listing, and seconds of the longest pause between two:
+outages of some 20 s are lived through. All are ours: reads are counted, and the clients try no
+listing again whose body breaks off."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
 """S3 takes at most 5 GiB in one PUT (Amazon S3 user guide, "Uploading objects")."""
 
@@ -136,19 +137,36 @@ class Store:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix`, in key order on cloud stores.
 
-        An empty or absent folder yields nothing; an absent bucket raises NotFoundError.
+        An empty or absent folder yields nothing; an absent bucket raises NotFoundError. A listing
+        that breaks off goes on after the last object that came.
         """
         if self.scheme in ("http", "https"):
             raise SettingsError(
                 f"{self.uri_of(prefix)}: web servers can't be listed; name each slide."
             )
-        stream = self._call(prefix, "list", lambda b, path: obstore.list(b, prefix=path or None))
+        last, attempt = None, 0
         while True:
-            chunk = self._call(prefix, "list", lambda _b, _p: next(stream, None))
-            if chunk is None:
+            try:
+                for meta in self._listed(prefix, after=last):
+                    last, attempt = str(meta["path"]), 0
+                    yield self._info(meta)
+            except UnreachableError:
+                attempt += 1
+                if self.scheme == "file" or attempt == READ_ATTEMPTS:
+                    raise
+                _pause(attempt)
+            else:
                 return
-            for meta in chunk:
-                yield self._info(cast(dict[str, Any], meta))
+
+    def _listed(self, prefix: str, *, after: str | None) -> Iterator[dict[str, Any]]:
+        stream = self._call(
+            prefix,
+            "list",
+            lambda b, path: obstore.list(b, prefix=path or None, offset=after),
+            retries=False,
+        )
+        while chunk := self._call(prefix, "list", lambda _b, _p: next(stream, None), retries=False):
+            yield from cast(Sequence[dict[str, Any]], chunk)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         """Names of the folders right below `prefix`, sorted."""
@@ -203,7 +221,7 @@ class Store:
             if len(data) == length:
                 return data
             if attempt + 1 < READ_ATTEMPTS:
-                time.sleep(min(0.1 * 2**attempt, LONGEST_PAUSE_S))
+                _pause(attempt + 1)
         raise UnreachableError(
             f"{self.uri_of(key)}: bytes {start}-{start + length - 1} did not come whole in "
             f"{READ_ATTEMPTS} tries; check the endpoint and the network, then run again."
@@ -327,3 +345,8 @@ class Store:
     def _translated(self, error: Exception, key: str, verb: str) -> StoreError:
         where = self.uri_of(key)
         return translated(error, where, verb, scheme=self.scheme, bucket=self.bucket)
+
+
+def _pause(attempt: int) -> None:
+    """Wait after the attempt of that number, counted from 1."""
+    time.sleep(min(0.05 * 2**attempt, LONGEST_PAUSE_S))
