@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ray_pipeline.errors import HistorayError
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 HEADER = -1
 """`shard` of a slide's header row."""
@@ -117,22 +119,25 @@ def to_table(rows: Iterable[ShardRow]) -> pa.Table:
 
 def from_table(table: pa.Table) -> Iterator[ShardRow]:
     """The rows of a table made by `to_table`; arrays are read-only views of its buffers."""
-    for index in range(table.num_rows):
-        text = {name: table.column(name)[index].as_py() for name in SCHEMA.names[:7]}
-        info = json.loads(text["info"])
-        side, dim = info.get("tile_px", 0), info.get("dim", 0)
+    # Whole columns at a time: the driver takes in tens of millions of rows.
+    texts = [table.column(name).to_pylist() for name in SCHEMA.names[:7]]
+    xy, tissue, pixels, embedding = (_Cells(table.column(name)) for name in SCHEMA.names[7:])
+    rows = zip(*texts, strict=True)
+    for index, (slide_id, shard, uri, etag, first_tile, info_text, error) in enumerate(rows):
+        info = json.loads(info_text)
+        side = info.get("tile_px", 0)
         yield ShardRow(
-            slide_id=text["slide_id"],
-            shard=text["shard"],
-            uri=text["uri"],
-            etag=text["etag"],
-            first_tile=text["first_tile"],
+            slide_id=slide_id,
+            shard=shard,
+            uri=uri,
+            etag=etag,
+            first_tile=first_tile,
             info=info,
-            failure=Failure(**json.loads(text["error"])) if text["error"] else None,
-            xy=_view(table, "xy", index, np.dtype(np.int32), (-1, 2)),
-            tissue=_view(table, "tissue", index, np.dtype(np.float32), (-1,)),
-            pixels=_view(table, "pixels", index, np.dtype(np.uint8), (-1, side, side, 3)),
-            embedding=_view(table, "embedding", index, np.dtype(np.float16), (-1, dim)),
+            failure=Failure(**json.loads(error)) if error else None,
+            xy=xy.view(index, np.int32, (-1, 2)),
+            tissue=tissue.view(index, np.float32, (-1,)),
+            pixels=pixels.view(index, np.uint8, (-1, side, side, 3)),
+            embedding=embedding.view(index, np.float16, (-1, info.get("dim", 0))),
         )
 
 
@@ -149,18 +154,28 @@ def _cells(arrays: list[npt.NDArray[Any] | None]) -> pa.Array:
     )
 
 
-def _view(
-    table: pa.Table, name: str, index: int, dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> npt.NDArray[Any] | None:
-    column = table.column(name)
-    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    # No scalars here: a scalar of this column is a copy of its pixels.
-    if chunk.null_count and not chunk.is_valid()[index].as_py():
-        return None
-    offsets = np.frombuffer(chunk.buffers()[1], np.int64)
-    start, stop = offsets[chunk.offset + index : chunk.offset + index + 2]
-    data = chunk.buffers()[2]
-    count = int(stop - start) // dtype.itemsize
-    if count == 0 or data is None:
-        return np.empty((0, *shape[1:]), dtype)
-    return np.frombuffer(data, dtype, count=count, offset=int(start)).reshape(shape)
+class _Cells:
+    """A column of arrays. No scalars here: a scalar of such a column is a copy of its pixels."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._empty = column.null_count == len(column)
+        if self._empty:
+            return
+        chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        self._offsets = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :]
+        self._data = chunk.buffers()[2]
+        self._valid = chunk.is_valid() if chunk.null_count else None
+
+    def view(
+        self, index: int, kind: type[Scalar], shape: tuple[int, ...]
+    ) -> npt.NDArray[Scalar] | None:
+        """The array of one row, of the given shape; None where it has none."""
+        if self._empty or (self._valid is not None and not self._valid[index].as_py()):
+            return None
+        dtype = np.dtype(kind)
+        start, stop = self._offsets[index : index + 2]
+        count = int(stop - start) // dtype.itemsize
+        if count == 0 or self._data is None:
+            return np.empty((0, *shape[1:]), dtype)
+        flat = np.frombuffer(self._data, dtype, count=count, offset=int(start))
+        return flat.reshape(shape)
