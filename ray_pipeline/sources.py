@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,11 @@ from ray_pipeline.store import ObjectInfo, Store, shown_uri, split_uri
 
 HEADS_AT_ONCE = 64
 """Concurrent HEAD requests for slides that no LIST told about."""
+MANY_SLIDES, KEYS_PER_SLIDE = 100, 20
+"""Slides of one folder whose versions are told by a LIST, not a HEAD each, and keys for each of
+them that are looked at: where it holds mostly other things, HEADs are sooner done."""
+NO_ATTRIBUTES: Mapping[str, Any] = {}
+"""Of all slides that no manifest tells of: a million empty dicts would be 64 MB."""
 CODE = r"^[+-]?(0\d|\d{19})"
 """Digits in a CSV that no number keeps: with leading zeros, or more than 18 of them."""
 
@@ -46,7 +53,7 @@ class SlideSource:
     """Length of the object, bytes."""
     mpp_override: float | None = None
     """Microns per pixel of level 0 to use instead of the file's."""
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=lambda: NO_ATTRIBUTES)
     """The manifest's further columns, carried to the slides table."""
     error: StoreError | None = None
     """Why the object could not be found, if so."""
@@ -64,35 +71,40 @@ def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> 
     slides share a slide_id or rows of manifests tell different things of one, and the store's own
     error when no slide at all can be reached.
     """
-    # Manifests first: what a listing finds besides tells nothing new of the same object.
-    found: dict[tuple[str, str], SlideSource] = {}
-    for entry in sorted(slides, key=lambda entry: not _is_manifest(entry)):
-        named = {uri for uri, _ in found}
+    sources = _with_versions(_named(slides))
+    errors = [source.error for source in sources if source.error is not None]
+    if errors and len(errors) == len(sources):
+        raise errors[0]
+    sources.sort(key=lambda source: source.slide_id)
+    for one, other in pairwise(sources):
+        if one.slide_id == other.slide_id:
+            raise DuplicateSlideError(
+                f"slide_id '{one.slide_id}' stands for both {one.uri} and {other.uri}: "
+                "give them different ids in the slide_id column of a manifest."
+            )
+    if mpp_override is not None:
+        sources = [replace(s, mpp_override=s.mpp_override or mpp_override) for s in sources]
+    return sources
+
+
+def _named(slides: Sequence[str]) -> list[SlideSource]:
+    """What the entries name, each slide once."""
+    told: dict[tuple[str, str], SlideSource] = {}
+    for entry in filter(_is_manifest, slides):
         for source in _expand(entry):
-            if not _is_manifest(entry):
-                if source.uri not in named:
-                    found.setdefault((source.uri, source.slide_id), source)
-            elif found.setdefault((source.uri, source.slide_id), source) != source:
+            if told.setdefault((source.uri, source.slide_id), source) != source:
                 raise DuplicateSlideError(
                     f"slide_id '{source.slide_id}': two rows of a manifest tell different things "
                     f"of {source.uri}: keep one, or give them different slide_ids."
                 )
-    sources = list(_with_versions(found.values()))
-    errors = [source.error for source in sources if source.error is not None]
-    if errors and len(errors) == len(sources):
-        raise errors[0]
-    by_id: dict[str, SlideSource] = {}
-    for source in sources:
-        other = by_id.setdefault(source.slide_id, source)
-        if other is not source:
-            raise DuplicateSlideError(
-                f"slide_id '{source.slide_id}' stands for both {other.uri} and {source.uri}: "
-                "give them different ids in the slide_id column of a manifest."
-            )
-    return [
-        replace(source, mpp_override=source.mpp_override or mpp_override)
-        for _, source in sorted(by_id.items())
-    ]
+    known = {uri for uri, _ in told}
+    listed: dict[str, SlideSource] = {}
+    for entry in slides:
+        if not _is_manifest(entry):
+            for source in _expand(entry):
+                listed.setdefault(source.uri, source)
+    # What a listing finds tells nothing new of an object that a manifest names.
+    return [*told.values(), *(s for s in listed.values() if s.uri not in known)]
 
 
 def _expand(entry: str) -> Iterator[SlideSource]:
@@ -207,15 +219,38 @@ def _read_csv(data: bytes) -> pa.Table:
     return table
 
 
-def _with_versions(sources: Iterable[SlideSource]) -> Iterator[SlideSource]:
-    """Fill in size and etag by HEAD where no LIST has told them."""
+def _with_versions(sources: list[SlideSource]) -> list[SlideSource]:
+    """Fill in size and etag where no LIST has told them: by one, or by a HEAD each."""
+    _list_versions(sources)
+    unknown = [at for at, source in enumerate(sources) if not source.etag]
     with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
-        yield from pool.map(_headed, list(sources))
+        for at, source in zip(
+            unknown, pool.map(_headed, [sources[at] for at in unknown]), strict=True
+        ):
+            sources[at] = source
+    return sources
+
+
+def _list_versions(sources: list[SlideSource]) -> None:
+    """The same by one LIST of each folder that holds many of them. DICOM's folders are left."""
+    folders: dict[str, dict[str, int]] = {}
+    for at, source in enumerate(sources):
+        root, key = split_uri(source.uri)
+        if not source.etag and key.lower().endswith(SLIDE_SUFFIXES):
+            folders.setdefault(root, {})[key] = at
+    for root, keys in folders.items():
+        store = Store.open(root)
+        if len(keys) < MANY_SLIDES or store.scheme in ("http", "https"):
+            continue
+        with suppress(StoreError):  # what can be read may not be listed: then HEADs tell
+            for info in islice(store.list(), KEYS_PER_SLIDE * len(keys)):
+                if (found := keys.pop(info.key, None)) is not None:
+                    sources[found] = replace(
+                        sources[found], etag=info.etag, size_bytes=info.size_bytes
+                    )
 
 
 def _headed(source: SlideSource) -> SlideSource:
-    if source.etag:
-        return source
     root, key = split_uri(source.uri)
     store = Store.open(root)
     try:

@@ -10,6 +10,7 @@ import pytest
 
 from ray_pipeline.errors import DuplicateSlideError, NotFoundError, SettingsError
 from ray_pipeline.sources import find_slides
+from tests.servers.buckets import BucketServer, etag_of_filled
 from tests.servers.s3 import S3Server
 
 
@@ -144,3 +145,22 @@ def test_object_storage_tells_the_same(s3: S3Server, folder: Path) -> None:
 def test_a_bucket_that_does_not_exist_ends_the_job(s3: S3Server, entry: str) -> None:
     with pytest.raises(NotFoundError, match="there is no bucket 'no-such-bucket-here'"):
         find_slides([f"s3://no-such-bucket-here{entry}"])
+
+
+def test_the_versions_of_a_long_manifest_come_from_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"a/{number:04d}.svs" for number in range(150)]
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text("\n".join(["uri", *(f"s3://slides/{key}" for key in keys), ""]))
+    with BucketServer() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        server.fill("slides", [*keys[:-1], "a/b/other.svs"], 7)
+        sources = find_slides([str(manifest)])
+        counted = server.counters()
+    assert [source.etag for source in sources[:-1]] == list(map(etag_of_filled, keys[:-1]))
+    assert {source.size_bytes for source in sources[:-1]} == {7}
+    assert isinstance(sources[-1].error, NotFoundError), "only of the absent one is asked again"
+    heads = sum(count for what, count in counted.items() if " HEAD " in what)
+    assert heads == 1

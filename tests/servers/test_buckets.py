@@ -1,0 +1,72 @@
+"""The S3 server in memory, by the store that talks to it: what lies there, and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ray_pipeline.errors import NotFoundError, PreconditionError
+from ray_pipeline.store import Store
+from tests.servers.buckets import BucketServer, etag_of_filled
+
+
+@pytest.fixture(scope="module")
+def buckets() -> Iterator[BucketServer]:
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(buckets: BucketServer, monkeypatch: pytest.MonkeyPatch) -> BucketServer:
+    for name, value in buckets.env.items():
+        monkeypatch.setenv(name, value)
+    return buckets
+
+
+def test_objects_and_conditions(server: BucketServer) -> None:
+    store = Store.open("s3://objects/a")
+    etag = store.put("b c/ä.txt", b"0123456789", if_absent=True)
+    with pytest.raises(PreconditionError):
+        store.put("b c/ä.txt", b"other", if_absent=True)
+    assert store.head("b c/ä.txt").etag == etag
+    assert bytes(store.get_range("b c/ä.txt", 2, 3, etag=etag)) == b"234"
+    with pytest.raises(PreconditionError):
+        store.put("b c/ä.txt", b"other", if_match="another")
+    store.put("b c/ä.txt", b"other", if_match=etag)
+    assert store.get("b c/ä.txt") == b"other"
+    store.put("x&y", b"")
+    store.delete(["b c/ä.txt", "x&y", "absent"])
+    assert list(store.list()) == []
+    with pytest.raises(NotFoundError):
+        store.get("x&y")
+
+
+def test_lists_come_in_pages_and_in_order(server: BucketServer) -> None:
+    keys = [f"many/{number:05d}" for number in range(2500)]
+    server.fill("lists", [*keys[::-1], "many2", "few/x/y", "few/x/z", "few/w"], 7)
+    server.reset_counters()
+    store = Store.open("s3://lists")
+    found = list(store.list("many"))
+    assert [info.key for info in found] == keys
+    assert {(info.etag, info.size_bytes) for info in found[:1]} == {(etag_of_filled(keys[0]), 7)}
+    assert server.counters() == {"lists LIST many/": 3}
+    assert store.folders("few") == ["x"]
+    assert [info.key for info in store.list("few")] == ["few/w", "few/x/y", "few/x/z"]
+
+
+def test_requests_are_counted_by_bucket_verb_and_folder(server: BucketServer) -> None:
+    store = Store.open("s3://counted")
+    server.reset_counters()
+    for number in range(3):
+        store.put(f"_state/recipe=f/staging/s/{number}", b"abc")
+    store.get("_state/recipe=f/staging/s/1")
+    store.head("_state/recipe=f/staging/s/2")
+    store.delete(f"_state/recipe=f/staging/s/{number}" for number in range(3))
+    where = "_state/staging"
+    assert server.counters() == {
+        f"counted PUT {where}": 3,
+        f"counted GET {where}": 1,
+        f"counted HEAD {where}": 1,
+        f"counted DELETE {where}": 1,
+    }
