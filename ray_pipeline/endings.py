@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import pyarrow as pa
@@ -65,34 +66,34 @@ class Endings:
             input_fp=source.input_fp,
             plan_fp=header.get("plan_fp", ""),
             seconds=round(tally.seconds, 3),
-            **asdict(tally.counts),
+            **vars(tally.counts),
             facts=header.get("facts", {}),
-            attributes=source.attributes,
+            attributes=dict(source.attributes),
         )
 
     def commit_job(self, source: SlideSource, tally: SlideTally) -> CommitJob:
         """How to commit a slide that is whole."""
-        header = tally.header
+        header, record = tally.header, self.record(source, tally, status="done")
         assert header is not None, "a whole slide has its header"
-        facts, changed = header["facts"], source.slide_id in self.work.replacing
-        stale = sorted({*self.state.done.get(source.slide_id, ())} - {source.input_fp, REPLACED})
+        facts = header["facts"]
+        stale = sorted({*self.state.done.get(source.slide_id, ())} - {record.input_fp, REPLACED})
         return CommitJob(
             output=self.output,
-            record=self.record(source, tally, status="done"),
+            record=record,
             n_shards=header["n_shards"],
             n_tiles=header["n_tiles"],
             dim=self.recipe.encoder.dim,
             conditional=self.report.conditional_store,
-            replace_etag=self.state.etags.get(source.slide_id) if changed else None,
+            replace_etag=self.work.replacing.get(source.slide_id),
             stale_done=tuple(self.layout.done_key(source.slide_id, fp) for fp in stale),
             partitions=self.partitions(source),
             footer=Footer(
-                recipe=self.recipe.to_dict(),
-                recipe_fp=self.recipe.fingerprint,
+                recipe=self._recipe,
+                recipe_fp=self.layout.recipe_fp,
                 slide_id=source.slide_id,
                 uri=source.uri,
                 etag=source.etag,
-                input_fp=source.input_fp,
+                input_fp=record.input_fp,
                 plan_fp=header["plan_fp"],
                 mpp_used=facts["mpp_used"],
                 mpp_achieved=facts["mpp_achieved"],
@@ -102,10 +103,14 @@ class Endings:
             ),
         )
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Keys for the run's recipe."""
         return Layout(self.recipe.fingerprint)
+
+    @cached_property
+    def _recipe(self) -> dict[str, Any]:
+        return self.recipe.to_dict()
 
     def record_failure(
         self,
@@ -132,7 +137,7 @@ class Endings:
         stands = exists(self.output, key)
         if stands and exists(self.output, layout.done_key(source.slide_id, source.input_fp)):
             return
-        earlier_key = self.state.outputs.get(source.slide_id)
+        earlier_key = self.state.key_of(source.slide_id)
         if not stands and earlier_key is not None and exists(self.output, earlier_key):
             key, stands = earlier_key, True
         record = self.record(source, tally, status="failed")
@@ -155,7 +160,8 @@ class Endings:
         return bool(lying)
 
     def _mend(self, source: SlideSource) -> None:
-        key = self.state.outputs[source.slide_id]
+        key = self.state.key_of(source.slide_id)
+        assert key is not None, "a finished slide has its file"
         record = self.record(source, SlideTally(), status="failed")
         record = standing_record(self.output, self.layout, key, record)
         if record.status != "failed":

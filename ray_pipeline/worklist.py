@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ray_pipeline.dataset.layout import Layout, check_name
 from ray_pipeline.dataset.records import get_records
-from ray_pipeline.dataset.standing import read_footer
+from ray_pipeline.dataset.standing import read_version
 from ray_pipeline.dataset.start import OutputState, check_partitions
 from ray_pipeline.errors import CommitConflictError, LongNameError, SourceChangedError
 from ray_pipeline.rows import Failure
@@ -24,8 +24,8 @@ class Work:
     """Slides to embed."""
     failures: list[tuple[SlideSource, Failure]] = field(default_factory=list)
     """Slides that can't even be started, and why."""
-    replacing: set[str] = field(default_factory=set)
-    """Slides among them whose older output is to be replaced."""
+    replacing: dict[str, str] = field(default_factory=dict)
+    """Slides to embed whose older output is to be replaced: slide_id -> its version."""
     finished: list[SlideSource] = field(default_factory=list)
     """Slides that are finished for this input and recipe."""
     passed_over: int = 0
@@ -65,21 +65,26 @@ def choose_work(
         if refused is not None:
             work.failures.append((source, Failure.of("list", refused)))
             continue
-        if source.slide_id not in state.outputs:
+        key = state.key_of(source.slide_id)
+        if key is None:
             work.todo.append(source)
             continue
-        # Without a footer the file is not one of ours: committing will tell.
-        made_from = _made_from(output, source, state) or source.input_fp
-        if made_from == source.input_fp and source.input_fp in state.done.get(source.slide_id, ()):
+        input_fp, done, etag = source.input_fp, state.done.get(source.slide_id, ()), ""
+        made_from = input_fp
+        if done != (input_fp,):  # else it is the one key there is: nothing to be in doubt about
+            footer, etag = read_version(output, key)
+            # Without a footer the file is not one of ours: committing will tell.
+            made_from = footer.input_fp if footer is not None else input_fp
+        if made_from == input_fp and input_fp in done:
             work.finished.append(source)
             continue
-        moved = _moved(layout, source, state, settings.partition_by)
+        moved = _moved(layout, source, key, settings.partition_by)
         if moved is not None:
             work.failures.append((source, Failure.of("list", moved)))
-        elif made_from == source.input_fp:
+        elif made_from == input_fp:
             work.todo.append(source)
         elif SourceChangedError.kind in settings.retry:
-            work.replacing.add(source.slide_id)
+            work.replacing[source.slide_id] = etag
             work.todo.append(source)
         else:
             error = SourceChangedError(
@@ -104,25 +109,16 @@ def _unnameable(source: SlideSource, partition_by: Sequence[str]) -> LongNameErr
 
 
 def _moved(
-    layout: Layout, source: SlideSource, state: OutputState, partition_by: Sequence[str]
+    layout: Layout, source: SlideSource, standing: str, partition_by: Sequence[str]
 ) -> CommitConflictError | None:
     """The error of a slide whose file stands in another folder than its manifest now says."""
-    standing = state.outputs.get(source.slide_id)
     key = layout.output(source.slide_id, {n: source.attributes.get(n) for n in partition_by})
-    if standing is None or standing == key:
+    if standing == key:
         return None
     return CommitConflictError(
         f"{source.slide_id}: its file stands at {standing}, but its manifest now says {key}: "
         "delete the one that is wrong, or put the manifest's value back."
     )
-
-
-def _made_from(output: Store, source: SlideSource, state: OutputState) -> str | None:
-    """The input that the slide's file was made from; None when nobody can tell."""
-    if state.done.get(source.slide_id) == (source.input_fp,):
-        return source.input_fp  # the one key there is: nothing to be in doubt about
-    footer = read_footer(output, state.outputs[source.slide_id])
-    return None if footer is None else footer.input_fp
 
 
 def _pass_over(output: Store, layout: Layout, work: Work, retry: Sequence[str]) -> None:
@@ -131,5 +127,5 @@ def _pass_over(output: Store, layout: Layout, work: Work, retry: Sequence[str]) 
     records = get_records(output, [layout.record(source.slide_id) for source in asked])
     wanted = {record.slide_id for record in records if record.error_kind in retry}
     before = len(work.todo)
-    work.todo = [s for s in work.todo if s.slide_id in wanted | work.replacing]
+    work.todo = [s for s in work.todo if s.slide_id in wanted | work.replacing.keys()]
     work.passed_over = before - len(work.todo)

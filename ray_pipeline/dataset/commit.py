@@ -134,7 +134,8 @@ def sweep(output: Store, layout: Layout, state: OutputState, finished: Iterable[
 
     def swept(slide_id: str) -> None:
         with suppress(StoreError):  # the next run tries again
-            footer = read_footer(output, state.outputs[slide_id])
+            key = state.key_of(slide_id)
+            footer = None if key is None else read_footer(output, key)
             shards = state.staged[slide_id].get(footer.plan_fp, []) if footer is not None else []
             if footer is not None and shards:
                 delete_fragments(output, layout, slide_id, footer.plan_fp, max(shards) + 1)

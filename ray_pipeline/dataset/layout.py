@@ -89,9 +89,7 @@ class Layout:
             f"{name}={HIVE_NULL if value is None else folder_name(str(value))}"
             for name, value in partitions.items()
         ]
-        return "/".join(
-            [self.embeddings, *levels, f"slide={folder_name(slide_id)}", EMBEDDINGS_FILE]
-        )
+        return output_in("/".join([self.embeddings, *levels]), slide_id)
 
     def fragments(self, slide_id: str, plan_fp: str) -> str:
         """Folder of the fragments of one plan of the slide."""
@@ -140,10 +138,19 @@ def recipe_of_key(key: str) -> str | None:
     return None
 
 
+def output_in(folder: str, slide_id: str) -> str:
+    """The slide's file where `folder` is the one above `slide=`."""
+    return f"{folder}/slide={folder_name(slide_id)}/{EMBEDDINGS_FILE}"
+
+
 def slide_of_output(key: str) -> str | None:
-    """The slide_id in the key of an embeddings file, or None for any other key."""
+    """The slide_id in the key of an embeddings file, or None for any other key.
+
+    Also for a name that `folder_name` would have encoded in another way: that is no file of ours.
+    """
     segments = key.split("/")
     if len(segments) < 2 or segments[-1] != EMBEDDINGS_FILE:
         return None
-    name = segments[-2]
-    return original_name(name.removeprefix("slide=")) if name.startswith("slide=") else None
+    name = segments[-2].removeprefix("slide=")
+    slide_id = original_name(name)
+    return slide_id if segments[-2] == f"slide={folder_name(slide_id)}" else None

@@ -129,10 +129,21 @@ def exists(output: Store, key: str) -> bool:
 
 def read_footer(output: Store, key: str) -> Footer | None:
     """The footer of a file in the output; None when it is not one of ours."""
+    return read_version(output, key)[0]
+
+
+def read_version(output: Store, key: str) -> tuple[Footer | None, str]:
+    """The footer of a file in the output, and the version that has it.
+
+    Without footer when it is not one of ours, without version when there is none.
+    """
+    etag = ""
     try:
-        return Footer.from_metadata(pq.read_schema(output.open_file(key)).metadata)
+        file = output.open_file(key)
+        etag = file.etag
+        return Footer.from_metadata(pq.read_schema(file).metadata), etag
     except (pa.ArrowException, NotFoundError, OSError):
-        return None
+        return None, etag
 
 
 def _read(output: Store, key: str) -> Standing:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
-from ray_pipeline.dataset.layout import Layout, original_name, probe_key, slide_of_output
+from ray_pipeline.dataset.layout import (
+    Layout,
+    original_name,
+    output_in,
+    probe_key,
+    slide_of_output,
+)
 from ray_pipeline.dataset.schema import SLIDE_COLUMNS, embeddings_schema
 from ray_pipeline.dataset.staging import list_staged
 from ray_pipeline.errors import (
@@ -123,11 +130,14 @@ class OutputState:
     done: dict[str, tuple[str, ...]]
     """slide_id -> input fingerprints it is finished for."""
     outputs: dict[str, str]
-    """slide_id -> key of its file."""
+    """slide_id -> folder in which `slide=` and its file stand; see `key_of`."""
     staged: dict[str, dict[str, list[int]]]
     """slide_id -> plan_fp -> staged shards."""
-    etags: dict[str, str] = field(default_factory=dict)
-    """slide_id -> version of its file."""
+
+    def key_of(self, slide_id: str) -> str | None:
+        """Key of the slide's file; None where there is none."""
+        folder = self.outputs.get(slide_id)
+        return None if folder is None else output_in(folder, slide_id)
 
 
 def read_state(output: Store, layout: Layout) -> OutputState:
@@ -137,10 +147,10 @@ def read_state(output: Store, layout: Layout) -> OutputState:
         slide, _, input_fp = info.key.removeprefix(layout.done).strip("/").rpartition("/")
         slide_id = original_name(slide)
         done[slide_id] = (*done.get(slide_id, ()), input_fp)
-    outputs, etags = {}, {}
+    outputs: dict[str, str] = {}
     for info in output.list(layout.embeddings):
         found = slide_of_output(info.key)
         if found is not None:
-            outputs[found], etags[found] = info.key, info.etag
-    staged = list_staged(output, layout)
-    return OutputState(done=done, outputs=outputs, etags=etags, staged=staged)
+            # One string for all slides of a folder: a million keys would be a tenth of a gigabyte.
+            outputs[found] = intern(info.key.rsplit("/", 2)[0])
+    return OutputState(done=done, outputs=outputs, staged=list_staged(output, layout))
