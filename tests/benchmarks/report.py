@@ -56,7 +56,13 @@ def hardware() -> dict[str, object]:
 
 def _holds(value: float, bound: str) -> bool:
     sign, limit = bound.split()
-    return value >= float(limit) if sign == ">=" else value <= float(limit)
+    match sign:
+        case ">=":
+            return value >= float(limit)
+        case "<=":
+            return value <= float(limit)
+        case _:
+            return value < float(limit)
 
 
 def _commit() -> str:

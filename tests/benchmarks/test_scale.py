@@ -1,0 +1,23 @@
+"""The scale benchmark runs, and counts what a slide asks of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import scale
+from tests.benchmarks.test_benchmarks import quick_run
+
+
+@pytest.mark.slow
+def test_the_scale(tmp_path: Path) -> None:
+    report = quick_run("scale", tmp_path)
+    assert set(report["ratios"]) == set(scale.WANTED)
+    figures = report["figures"]
+    # 40 fragments, the file, the record, the done key; each fragment and the record are read.
+    assert figures["requests_per_slide"]["PUT"] == 43
+    assert figures["requests_per_slide"]["GET"] == 41
+    assert figures["requests_per_slide"]["HEAD"] == 0
+    assert figures["requests_per_slide"]["LIST"] < 0.1
+    assert set(figures["sizes"]) == {"100", "1000"}
