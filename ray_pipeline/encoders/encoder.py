@@ -236,8 +236,7 @@ class Encoder:
 def _one_at_a_time() -> Iterator[None]:
     """Let one process of this machine compile; the others then find its code in the cache.
 
-    That is all of it on a GPU. On a CPU the libraries are found, and each process packs its
-    matrices anew: half of the time that the first one takes.
+    On a CPU that is half of the time: each process packs its matrices anew.
     """
     folder = cache_folder()
     # Torch sets the variable itself when it is imported: to a folder that a restart empties.
