@@ -500,6 +500,30 @@ def test_object_info_is_a_value() -> None:
     assert {info: 1}[info] == 1
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://lab.example/a.svs?X-Amz-Signature=0f1e2d",
+        "https://lab.example/folder%2Fa.svs?X-Amz-Signature=0f1e2d",
+        "https://lab.example/a/b.svs?sig=a%2Fb%2F",
+        "s3://user:0f1e2d@bucket/a.svs",
+    ],
+)
+def test_no_object_is_named_by_a_uri_that_holds_a_secret(uri: str) -> None:
+    for taken in (split_uri, Store.open):
+        with pytest.raises(SettingsError, match="carries credentials or a signature") as caught:
+            taken(uri)
+        assert "0f1e2d" not in str(caught.value)
+        assert "sig" not in str(caught.value).replace("signature", "")
+
+
+def test_a_clients_own_words_are_not_kept_as_a_cause(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        Store.open(str(tmp_path)).get("absent")
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
 @pytest.mark.parametrize("name", ["a%20b.svs", "ü #?.svs", "50%"])
 def test_a_local_range_is_of_the_version_that_the_listing_tells(tmp_path: Path, name: str) -> None:
     store = Store.open(str(tmp_path))
