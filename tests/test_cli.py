@@ -49,7 +49,7 @@ def test_an_unknown_key_in_the_file_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_config_file_is_one_sentence(tmp_path: Path) -> None:
     outcome = historay("embed", "--config", str(tmp_path / "none.yaml"))
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "none.yaml does not exist" in outcome.error
 
 
