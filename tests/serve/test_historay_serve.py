@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ray_pipeline.encoders.encoder import resolve_precision
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
@@ -143,7 +144,9 @@ def test_a_changed_file_is_taken_up_and_costs_no_request(running: Running) -> No
     settings = yaml.safe_load(running.config.read_text())
     with Load(running.url) as load:
         load.wait_for(20)
-        settings["models"][0]["encoder"]["precision"] = "fp32"
+        # Another than the one in use, which `auto` chose by what this processor has.
+        other = "bf16" if resolve_precision("cpu", "auto") == "fp32" else "fp32"
+        settings["models"][0]["encoder"]["precision"] = other
         running.config.write_text(yaml.safe_dump(settings))
         running.process.send_signal(signal.SIGHUP)
         give_up_at = time.monotonic() + 120
