@@ -61,6 +61,8 @@ def _holds(value: float, bound: str) -> bool:
             return value >= float(limit)
         case "<=":
             return value <= float(limit)
+        case ">":
+            return value > float(limit)
         case _:
             return value < float(limit)
 

@@ -34,8 +34,8 @@ from tests.servers.s3 import free_port
 
 WANTED = {
     "service_over_encoder": ">= 0.85",
-    "service_over_litserve": ">= 1",
-    "service_over_serve_batch": ">= 1",
+    "service_over_litserve": "> 1",
+    "service_over_serve_batch": "> 1",
     "p99_half_load_over_batch": "<= 3",
     "overload_p99_rejection_s": "<= 0.1",
     "overload_rss_growth": "<= 0.05",

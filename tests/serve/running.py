@@ -126,6 +126,8 @@ class Load:
     """Status, or the name of the transport's error, of each request."""
     encoders: Counter[str] = field(default_factory=Counter)
     """Fingerprints in the replies."""
+    latest: str = ""
+    """The fingerprint in the last reply."""
     refused_at: float | None = None
     """When the first 503 came back (monotonic)."""
     cut_off: list[float] = field(default_factory=list)
@@ -170,6 +172,7 @@ class Load:
                         self.cut_off.append(sent_at)
                     if encoder is not None:
                         self.encoders[encoder] += 1
+                        self.latest = encoder
 
 
 def _child(ancestor: int, title: str) -> int:
