@@ -68,7 +68,7 @@ class _Talk:
             return None
         said = ""
         if isinstance(reply, httpx2.Response):
-            if reply.status_code not in RETRIED:
+            if reply.status_code not in RETRIED and not _from_a_proxy(reply):
                 return None
             said = reply.headers.get("retry-after", "")
         backoff = FIRST_PAUSE_S * 2**attempt
@@ -216,12 +216,24 @@ def _error(reply: Reply) -> HistorayError:
         return UnavailableError(
             f"the service gave no answer ({type(reply).__name__}): check its address, or try later."
         )
+    if (words := _words(reply)) is None:
+        return ServiceError(f"the server answered {reply.status_code}, and not as this service.")
+    kind, message = words
+    return _class_of(kind, HistorayError)(message)
+
+
+def _from_a_proxy(reply: httpx2.Response) -> bool:
+    """Whether a proxy says this because who had the request is gone, and not the service itself."""
+    return reply.status_code >= 500 and _words(reply) is None
+
+
+def _words(reply: httpx2.Response) -> tuple[str, str] | None:
+    """Type and message of an error, where it is in the service's form."""
     try:
         error = reply.json()["error"]
-        kind, message = str(error["type"]), str(error["message"])
+        return str(error["type"]), str(error["message"])
     except (ValueError, KeyError, TypeError):
-        return ServiceError(f"the server answered {reply.status_code}, and not as this service.")
-    return _class_of(kind, HistorayError)(message)
+        return None
 
 
 def _class_of(kind: str, root: type[HistorayError]) -> type[HistorayError]:

@@ -13,7 +13,13 @@ from starlette.testclient import TestClient
 
 from ray_pipeline.errors import NotFoundError
 from serve_app.client import AsyncClient, Client
-from serve_app.errors import ForbiddenUriError, ImageError, OverloadedError, UnavailableError
+from serve_app.errors import (
+    ForbiddenUriError,
+    ImageError,
+    OverloadedError,
+    ServiceError,
+    UnavailableError,
+)
 from tests.serve_app.conftest import BatchSlide
 from tests.serve_app.pictures import encoded, random_tiles
 
@@ -64,6 +70,11 @@ def lost(error: type[httpx2.TransportError]) -> Reply:
     return answer
 
 
+def gone() -> httpx2.Response:
+    """What Ray Serve's proxy says for a replica that died over the request."""
+    return httpx2.Response(500, text="Internal Server Error")
+
+
 def vectors() -> httpx2.Response:
     headers = {"historay-shape": "1,2,float16"}
     return httpx2.Response(200, content=np.array([1, 2], "<f2").tobytes(), headers=headers)
@@ -94,10 +105,11 @@ def test_it_comes_back_when_it_is_told_to(no_pauses: list[float], *, is_async: b
         refusal(429, "overloaded", "4"),
         lost(httpx2.ConnectError),
         refusal(503, "unavailable"),
+        gone,
         vectors,
     )
-    assert embedded(transport, tries=4, is_async=is_async).tolist() == [[1, 2]]
-    assert len(no_pauses) == 3
+    assert embedded(transport, tries=5, is_async=is_async).tolist() == [[1, 2]]
+    assert len(no_pauses) == 4
     assert 3 <= no_pauses[0] <= 5
 
 
@@ -108,6 +120,8 @@ def test_it_comes_back_when_it_is_told_to(no_pauses: list[float], *, is_async: b
         (refusal(429, "overloaded"), OverloadedError, 2),
         (lost(httpx2.ReadError), UnavailableError, 2),
         (refusal(422, "bad-image"), ImageError, 0),
+        (refusal(500, "service"), ServiceError, 0),
+        (lambda: httpx2.Response(404, text="Not Found"), ServiceError, 0),
     ],
 )
 def test_it_gives_up_in_the_end_and_at_once_where_it_must(
