@@ -18,6 +18,10 @@ from ray.exceptions import OutOfMemoryError, RayError
 from ray_pipeline.errors import ClusterError, HistorayError
 from ray_pipeline.placement import Node
 
+IDLE_MS = 30_000
+"""How long a local cluster keeps a worker without work, milliseconds. Ray's own 1,000 are less than
+the time between two commits, and a worker takes seconds of a CPU to start."""
+
 
 def connect() -> None:
     """Join the cluster of `RAY_ADDRESS`, or start a local one. Raises ClusterError."""
@@ -34,6 +38,7 @@ def connect() -> None:
             # Two at least: the actors and the tasks between them need that much room on paper.
             cpus = max(2, len(os.sched_getaffinity(0)))
             quiet |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+            quiet["_system_config"] = {"idle_worker_killing_time_threshold_ms": IDLE_MS}
         try:
             ray.init(**quiet)
         except Exception as error:  # noqa: BLE001 (where a node starts too slowly, Ray raises a bare one)

@@ -1,7 +1,7 @@
 """The batch graph on Ray Data: from slides to staged shards.
 
 slide tasks -> PlanSlide -> ReadTiles -> EncodeTiles -> StageShard -> small tables of rows
-tasks        CPU actors    GPU actors     tasks
+               tasks        CPU actors   GPU actors     actors
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ MOST_SLIDE_BLOCKS = 10_000
 """Blocks of the graph's input: one slide each, until there are more slides than this."""
 LARGE_MODEL = 50_000_000
 """Parameters beyond which a CPU is so slow that it is said, and compiling pays."""
+READ_CALLS = 2
+"""Calls under way in a reading actor."""
 ENCODE_CALLS = 2
 """Calls under way in an encoding actor."""
+STAGE_CALLS = 8
+"""Calls under way in a staging actor: nearly all of one is waiting for the store."""
 ACTOR_START_DEATHS = 3
 """Actors that may die while starting before the job gives up."""
 LOOK_EVERY_S = 2.0
@@ -146,7 +150,8 @@ class Graph:
                 },
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=_pool(placement.readers),
+                # While one call waits for a slide to open, the other one decodes.
+                compute=_pool(placement.readers, calls=READ_CALLS),
                 num_cpus=placement.reader_cpus,
             )
             .map_batches(
@@ -160,9 +165,13 @@ class Graph:
                 num_gpus=placement.encoder_gpus if on_gpu else None,
             )
             .map_batches(
-                StageShard(self.output, recipe.fingerprint).__call__,
+                StageShard,
+                fn_constructor_kwargs={"output": self.output, "recipe_fp": recipe.fingerprint},
                 batch_size=1,
                 batch_format="pyarrow",
+                # Actors, for tasks that come in bursts: Ray ends a worker that had nothing to do
+                # for a second, and the next one takes seconds of a CPU to start.
+                compute=_pool(placement.stagers, calls=STAGE_CALLS),
                 num_cpus=STAGE_CPUS,
             )
         )

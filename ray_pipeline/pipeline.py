@@ -1,7 +1,7 @@
 """The batch flow.
 
     slides to do -> PlanSlide -> ReadTiles -> EncodeTiles -> StageShard -> ledger -> commit_slide
-                    tasks        CPU actors    GPU actors     tasks         driver    tasks
+                    tasks        CPU actors    GPU actors     actors        driver    tasks
 
 One row per shard crosses the graph; the driver sees a few bytes of each, counts, and launches the
 commit of a slide when all its shards are staged.

@@ -17,7 +17,10 @@ from ray_pipeline.settings import JobSettings
 PLAN_CPUS = 0.2
 """CPUs of one planning task."""
 STAGE_CPUS = 0.1
-"""CPUs of one staging task."""
+"""CPUs of one staging actor."""
+ENCODERS_PER_STAGER = 4
+"""Encoding actors whose shards one staging actor takes: a GPU makes some six a second, each a few
+milliseconds of work and one PUT."""
 COMMIT_CPUS = 0.1
 """CPUs of one commit task."""
 LEAST_ENCODER_CPUS = 0.1
@@ -59,6 +62,11 @@ class Placement:
     """GPUs of each."""
 
     @property
+    def stagers(self) -> int:
+        """Staging actors."""
+        return math.ceil(self.encoders / ENCODERS_PER_STAGER)
+
+    @property
     def device(self) -> str:
         """The device of the encoding actors: `cuda` or `cpu`."""
         return "cuda" if self.encoder_gpus > 0 else "cpu"
@@ -82,7 +90,7 @@ class Placement:
             *[("an encoding actor", self.encoder_cpus, self.encoder_gpus)] * self.encoders,
             *[("a reading actor", self.reader_cpus, 0.0)] * self.readers,
             ("a planning task", PLAN_CPUS, 0.0),
-            ("a staging task", STAGE_CPUS, 0.0),
+            *[("a staging actor", STAGE_CPUS, 0.0)] * self.stagers,
             ("a commit task", COMMIT_CPUS, 0.0),
         ]
 
@@ -100,10 +108,10 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
     else:
         encoders = settings.encoders or 1
         largest = max((node.cpus for node in nodes), default=1.0)
-        rest = settings.reader_cpus + PLAN_CPUS + STAGE_CPUS + COMMIT_CPUS
+        rest = settings.reader_cpus + _tasks_cpus(encoders)
         share = math.floor(100 * (largest / encoders - rest) + 1e-6) / 100
         encoder_cpus = settings.encoder_cpus or max(LEAST_ENCODER_CPUS, share)
-    spare = cpus - encoders * encoder_cpus - PLAN_CPUS - STAGE_CPUS - COMMIT_CPUS
+    spare = cpus - encoders * encoder_cpus - _tasks_cpus(encoders)
     most = READERS_PER_GPU * encoders if encoder_gpus > 0 else 2 * encoders
     readers = settings.readers or max(1, min(most, int(spare / settings.reader_cpus)))
     return Placement(
@@ -113,6 +121,11 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
         encoder_cpus=encoder_cpus,
         encoder_gpus=encoder_gpus,
     )
+
+
+def _tasks_cpus(encoders: int) -> float:
+    """CPUs of what runs beside readers and encoders."""
+    return PLAN_CPUS + COMMIT_CPUS + STAGE_CPUS * math.ceil(encoders / ENCODERS_PER_STAGER)
 
 
 def short_of(placement: Placement, free: Node) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
@@ -139,8 +140,9 @@ class ReadTiles:
     """Shard rows -> the same rows with pixels: uint8 [n, tile_px, tile_px, 3].
 
     Shards of one slide that follow each other are read in one go, so that bytes are fetched ahead
-    across them; the last slide stays open. Once `stopped` says so, shards that are not read yet are
-    left out: who asked for it knows, and a later run reads them.
+    across them. Calls may overlap, each with a slide of its own; slides stay open until another
+    one takes their place. Once `stopped` says so, shards that are not read yet are left out: who
+    asked for it knows, and a later run reads them.
     """
 
     def __init__(
@@ -150,8 +152,7 @@ class ReadTiles:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._rule, self._threads, self._stopped = normalise, threads, stopped
-        self._slide: Slide | None = None
-        self._opened: tuple[str, str, object] | None = None
+        self._idle: deque[tuple[_Source, Slide]] = deque()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for _, run in groupby(from_table(table), key=lambda row: row.to_do and _source(row)):
@@ -163,7 +164,7 @@ class ReadTiles:
         """The pixels of shards of one slide, or their failures, in their order."""
         done = 0
         while done < len(rows) and not self._stopped():
-            started = time.monotonic()
+            started, slide = time.monotonic(), None
             try:
                 slide = self._open(rows[done])
                 before = copy(slide.counts)
@@ -187,35 +188,44 @@ class ReadTiles:
                     yield replace(rows[done], pixels=pixels, info={**rows[done].info, **costs})
                     done += 1
                     if self._stopped():
-                        return
+                        break
                     started, before = time.monotonic(), copy(slide.counts)
+                self._idle.append((_source(rows[0]), slide))
             except (SlideError, StoreError) as error:
-                self.close()
+                if slide is not None:
+                    slide.close()
                 yield rows[done].failed(Failure.of("read", error))
                 done += 1
 
     def _open(self, row: ShardRow) -> Slide:
-        wanted = _source(row)
-        if self._slide is None or self._opened != wanted:
-            self.close()
-            self._slide = open_slide(
-                row.uri,
-                slide_id=row.slide_id,
-                etag=row.etag,
-                mpp_override=row.info["mpp_override"],
-                threads=self._threads,
-            )
-            self._opened = wanted
-        return self._slide
+        """The row's slide, from those that no call is at work on where it is among them."""
+        while self._idle:
+            try:
+                source, slide = self._idle.popleft()
+            except IndexError:
+                break  # another call took it
+            if source == _source(row):
+                return slide
+            slide.close()
+        return open_slide(
+            row.uri,
+            slide_id=row.slide_id,
+            etag=row.etag,
+            mpp_override=row.info["mpp_override"],
+            threads=self._threads,
+        )
 
     def close(self) -> None:
-        """Close the slide that is open, if any."""
-        if self._slide is not None:
-            self._slide.close()
-        self._slide = self._opened = None
+        """Close the slides that are open."""
+        while self._idle:
+            _, slide = self._idle.popleft()
+            slide.close()
 
 
-def _source(row: ShardRow) -> tuple[str, str, object]:
+_Source = tuple[str, str, object]
+
+
+def _source(row: ShardRow) -> _Source:
     return row.uri, row.etag, row.info.get("mpp_override")
 
 

@@ -109,6 +109,18 @@ def test_a_reader_that_is_told_to_stop_begins_no_further_shard(slide: str) -> No
     assert rows[1].failure is None
 
 
+def test_calls_that_overlap_read_what_each_would_alone(slide: str, tmp_path: Path) -> None:
+    other = tmp_path / "b.svs"
+    write_slide(other, width_px=6144, height_px=6144, seed=2)
+    reader = ReadTiles(NormaliseRule())
+    runs = [planned(slide)[1:3], planned(str(other))[1:3], planned(slide)[1:3]]
+    alone = [[row.pixels for row in ReadTiles(NormaliseRule()).read(run)] for run in runs]
+    overlapping = list(zip(*(reader.read(run) for run in runs), strict=True))
+    for number, pixels in enumerate(alone):
+        for shard, expected in enumerate(pixels):
+            assert np.array_equal(overlapping[shard][number].pixels, expected)  # type: ignore[arg-type]
+
+
 def test_an_actor_with_other_weights_refuses_to_work() -> None:
     identity = probe_identity("toy", None, "fp32", "cpu")
     changed = type(identity).from_json({**identity.to_json(), "weights_digest": "0" * 64})
