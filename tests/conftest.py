@@ -27,13 +27,16 @@ settings.register_profile("historay", deadline=None)
 settings.load_profile("historay")
 
 
+REAL_SLIDES = Path(os.environ.get("HISTORAY_SLIDES") or ROOT.parent / "shared" / "slides")
+"""The folder of real slides beside the repository, or where HISTORAY_SLIDES says."""
+
+
 @pytest.fixture(scope="session")
 def real_slides() -> Path:
-    """The folder of real slides beside the repository, or where HISTORAY_SLIDES says."""
-    folder = Path(os.environ.get("HISTORAY_SLIDES") or ROOT.parent / "shared" / "slides")
-    if not folder.is_dir():
-        _absent("HISTORAY_REQUIRE_SLIDES", f"no real slides at {folder}: set HISTORAY_SLIDES")
-    return folder
+    """The folder of real slides; without it the test is skipped, or fails."""
+    if not REAL_SLIDES.is_dir():
+        _absent("HISTORAY_REQUIRE_SLIDES", f"no real slides at {REAL_SLIDES}: set HISTORAY_SLIDES")
+    return REAL_SLIDES
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,10 @@ from ray_pipeline.encoders.encoder import resolve_precision
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
+from tests.cluster.test_real_slide import SLIDE as REAL_SLIDE
 from tests.cluster.test_real_slide import cosine
 from tests.commands import historay
+from tests.conftest import REAL_SLIDES
 from tests.serve.running import HEADERS, PNG, TOY, Load, Running, historay_serve
 from tests.serve_app.pictures import encoded
 from tests.serve_app.serving import TOKEN
@@ -70,7 +72,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    regions = {"prefixes": [f"file://{slides}"], "allow_file": True}
+    regions = {"prefixes": [f"file://{slides}", f"file://{REAL_SLIDES}"], "allow_file": True}
     serve = tmp_path_factory.mktemp("serve")
     with historay_serve(serve, regions=regions, ingress_replicas=2) as made:
         yield made
@@ -81,7 +83,18 @@ def running(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_the_vectors_are_those_of_the_batch_job(
     running: Running, slides: Path, tmp_path: Path
 ) -> None:
-    job = ["--slides", f"{slides}/", "--output", str(tmp_path / "out"), "--model", "toy"]
+    same_vectors(running, slides / "synthetic.svs", tmp_path, reduce=2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_so_are_those_of_a_real_slide(running: Running, real_slides: Path, tmp_path: Path) -> None:
+    same_vectors(running, real_slides / REAL_SLIDE, tmp_path, reduce=1)
+
+
+def same_vectors(running: Running, path: Path, tmp_path: Path, *, reduce: int) -> None:
+    """Embed all tiles of a slide by the job and by every endpoint, and compare them."""
+    job = ["--slides", str(path), "--output", str(tmp_path / "out"), "--model", "toy"]
     outcome = historay("embed", *job)
     assert outcome.code == 0, outcome.stderr
     store = Store.open(str(tmp_path / "out"))
@@ -89,10 +102,11 @@ def test_the_vectors_are_those_of_the_batch_job(
     table = pq.ParquetFile(store.open_file(info.key)).read()
     stored = np.stack(table["embedding"].to_numpy())
     xy = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.int32)
-    slide = open_slide(str(slides / "synthetic.svs"))
-    tiles = slide.read_tiles(level=0, reduce=2, xy=xy, side_px=224.0, tile_px=224)
+    tiles = open_slide(str(path)).read_tiles(
+        level=0, reduce=reduce, xy=xy, side_px=224.0, tile_px=224
+    )
     images = [encoded(tile) for tile in tiles]
-    places = {"uri": f"file://{slides}/synthetic.svs", "tiles": xy.tolist()}
+    places = {"uri": f"file://{path}", "tiles": xy.tolist()}
     with running.client() as client:
         replies = [
             client.post("/v1/embeddings", json={"input": [data_uri(image) for image in images]}),
