@@ -27,6 +27,7 @@ from ray_pipeline.recipe import Recipe
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard
 from ray_pipeline.store import Store
+from ray_pipeline.watching import StageWatch
 
 PLAN_BLOCK_BYTES = 24 << 10
 """Ray's block size. A planned shard is some 3 KB, so a block of plan rows is about eight shards:
@@ -87,6 +88,8 @@ class _Flag:
 class Graph:
     """What the stages of one job need."""
 
+    run: str
+    """Name of the run, for the log."""
     settings: JobSettings
     """Limits, batch size, weights."""
     recipe: Recipe
@@ -123,8 +126,13 @@ class Graph:
         # Sizing blocks here, not by repartition(), whose tasks would hold a whole CPU each.
         context.target_max_block_size = PLAN_BLOCK_BYTES
         plan = PlanSlide(
-            recipe.tiling, recipe.tissue, recipe.normalise, settings.max_tiles_per_slide
+            recipe.tiling,
+            recipe.tissue,
+            recipe.normalise,
+            max_tiles=settings.max_tiles_per_slide,
+            watch=self._watch("plan"),
         )
+        stage = StageShard(self.output, recipe.fingerprint, self._watch("stage"))
         encoder = {
             "identity": recipe.encoder,
             "weights": settings.weights,
@@ -132,6 +140,7 @@ class Graph:
             "batch_size": settings.batch_size,
             "threads": placement.threads,
             "compile": compiles(settings),
+            "watch": self._watch("encode"),
         }
         on_gpu = placement.encoder_gpus > 0
         return (
@@ -143,6 +152,7 @@ class Graph:
                     "normalise": recipe.normalise,
                     "threads": placement.reader_threads,
                     "stopped": self.stop_sign,
+                    "watch": self._watch("read"),
                 },
                 batch_size=None,
                 batch_format="pyarrow",
@@ -160,12 +170,15 @@ class Graph:
                 num_gpus=placement.encoder_gpus if on_gpu else None,
             )
             .map_batches(
-                StageShard(self.output, recipe.fingerprint).__call__,
+                stage.__call__,
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=STAGE_CPUS,
             )
         )
+
+    def _watch(self, stage: str) -> StageWatch:
+        return StageWatch(stage=stage, run=self.run, recipe_fp=self.recipe.fingerprint)
 
 
 def compiles(settings: JobSettings) -> bool:

@@ -30,6 +30,7 @@ from ray_pipeline.errors import (
     UnreachableError,
 )
 from ray_pipeline.ranged_file import RangedFile, ReadCounts
+from ray_pipeline.redaction import holds_secret
 
 T = TypeVar("T")
 
@@ -57,7 +58,11 @@ class ObjectInfo:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Split an object's URI into (root, key): `s3://b/a/x.svs` -> (`s3://b/a`, `x.svs`)."""
+    """Split an object's URI into (root, key): `s3://b/a/x.svs` -> (`s3://b/a`, `x.svs`).
+
+    Raises SettingsError for a URI that names no object, or carries credentials or a signature.
+    """
+    _refuse_secrets(uri)
     trimmed = uri.rstrip("/")
     root, slash, key = trimmed.rpartition("/")
     if "://" not in trimmed:
@@ -75,6 +80,19 @@ def shown_uri(uri: str) -> str:
     host, slash, path = rest.partition("/")
     path = path.partition("?")[0] if scheme in ("http", "https") else path
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _refuse_secrets(uri: str) -> None:
+    """Raise SettingsError for a URI that must not be repeated, kept or sent to a worker."""
+    if "://" not in uri:
+        return
+    scheme, _, rest = uri.partition("://")
+    web = scheme in ("http", "https")
+    if "@" in rest.partition("/")[0] or (web and "?" in rest) or holds_secret(uri):
+        raise SettingsError(
+            f"{shown_uri(uri)} carries credentials or a signature: "
+            "give them through the environment, never in a URI."
+        )
 
 
 @dataclass
@@ -107,12 +125,8 @@ class Store:
                 f"{shown_uri(uri)}: unknown scheme '{parts.scheme}'; "
                 "use s3://, gs://, az://, https:// or a local path."
             )
+        _refuse_secrets(uri)
         web = parts.scheme in ("http", "https")
-        if "@" in parts.netloc or (web and parts.query):
-            raise SettingsError(
-                f"{shown_uri(uri)} carries credentials or a signature: "
-                "give them through the environment, never in a URI."
-            )
         if not parts.netloc:
             raise SettingsError(f"{shown_uri(uri)} names no bucket.")
         # urlsplit treats '#' and '?' as its own; in bucket URIs they are part of the key.
@@ -340,7 +354,8 @@ class Store:
         except StoreError:
             raise
         except CLIENT_ERRORS as error:
-            raise self._translated(error, key, verb) from error
+            # Not `from error`: a client's words may hold a signed URL, and a worker logs causes.
+            raise self._translated(error, key, verb) from None
 
     def _translated(self, error: Exception, key: str, verb: str) -> StoreError:
         where = self.uri_of(key)
