@@ -100,7 +100,7 @@ def _embedded(settings: JobSettings, stop: Stop) -> RunReport:
 
     # Ray prints what its nodes have to say on standard output, which is the report's alone.
     with redirect_stdout(sys.stderr):
-        report = run_job(settings, Reporter(), stop)
+        report = run_job(settings, Reporter(log_format=settings.log_format), stop)
         disconnect()
     return report
 
@@ -126,7 +126,7 @@ def plan(
     """
     settings = load_settings(config, flags, defaults={"output": "unused"})
     tiles_per_s = tiles_per_s or h100_tiles_per_s(settings.model)
-    with Reporter() as reporter:
+    with Reporter(log_format=settings.log_format) as reporter:
         estimates = estimate_slides(settings, reporter.show)
     rows: list[Cells] = [("slide", "tiles", "level", "mpp", "MB to fetch", "")]
     for item in estimates:

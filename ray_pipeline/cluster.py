@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
+from ray_pipeline import errors
 from ray_pipeline.errors import ClusterError, HistorayError
 from ray_pipeline.placement import Node
 
@@ -123,13 +125,24 @@ def own_error(error: RayError) -> HistorayError:
         if isinstance(cause, HistorayError):
             return cause
         inner = cause if isinstance(cause, BaseException) else inner.__cause__
-    if isinstance(error, OutOfMemoryError):
+    told = str(error)
+    # What an actor raised while it started comes as text only.
+    for name, sentence in re.findall(r"ray_pipeline\.errors\.(\w+): (.+)", told):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, HistorayError):
+            return kind(sentence)
+    if isinstance(error, OutOfMemoryError) or "running low on memory" in told:
         return ClusterError(
             "Ray killed a worker because its node ran short of memory; what is done stays done: "
             "lower readers or batch_size, or take nodes with more memory, and run again to go on."
         )
-    words = str(error).strip().splitlines()
+    last = (told.strip().splitlines() or [""])[-1].strip()
+    if isinstance(error, ActorDiedError):
+        return ClusterError(
+            f"an actor died while it started, again and again ({last}); what is done stays done: "
+            "look at its node, then run again to go on."
+        )
     return ClusterError(
-        f"Ray gave up on the job ({type(error).__name__}: {words[-1] if words else ''}); "
+        f"Ray gave up on the job ({type(error).__name__}: {last}); "
         "what is done stays done: run again to go on."
     )

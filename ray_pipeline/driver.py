@@ -21,7 +21,7 @@ from ray_pipeline.dataset.start import claim_recipe, read_state
 from ray_pipeline.endings import Endings, FailureWriter, incomplete
 from ray_pipeline.errors import ClusterError, HistorayError
 from ray_pipeline.ledger import Ledger, SlideTally
-from ray_pipeline.metrics import ReadMetrics
+from ray_pipeline.metrics import COMMITS, FAILURES, SLIDES, SLIDES_LEFT, job_metrics
 from ray_pipeline.progress import Counts, Reporter
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.rows import Failure, from_table
@@ -114,7 +114,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self.report, self.work = self.endings.report, self.endings.work
-        self.metrics = ReadMetrics(self.report.recipe_fp)
+        self.metrics = job_metrics(self.report.recipe_fp)
         self._todo = {source.slide_id: source for source in self.work.todo}
         self._ledger = Ledger(self._todo)
         self._committing: dict[Any, tuple[SlideSource, SlideTally]] = {}
@@ -145,7 +145,7 @@ class Driver:
                     if table is not None:
                         self._take(table)
                     self._collect(self.commits.most - 1)
-                    self.reporter.show(self.counts)
+                    self._show()
                     if self.stop.asked:
                         on_stop()
                         if self._out_of_time:
@@ -159,7 +159,13 @@ class Driver:
             finally:
                 self._collect(0)
                 self._sum_up(time.monotonic() - started)
-                self.reporter.show(self.counts, final=True)
+                self._show(final=True)
+
+    def _show(self, *, final: bool = False) -> None:
+        self.reporter.show(self.counts, final=final)
+        ended = self.counts.slides_done + self.counts.slides_failed
+        self.metrics.show(SLIDES_LEFT, self.counts.slides - ended)
+        self.metrics.show(COMMITS, len(self._committing))
 
     def _sum_up(self, streamed_s: float) -> None:
         ledger, report = self._ledger, self.report
@@ -222,6 +228,7 @@ class Driver:
         self.report.tiles_resumed += tally.tiles_resumed
         self._count_reads(tally)
         self.counts.slides_done += 1
+        self.metrics.count(SLIDES, status=record.status)
 
     def _give_up_commits(self) -> None:
         for source, tally in self._committing.values():
@@ -236,7 +243,15 @@ class Driver:
         self.report.add_failure(source.slide_id, source.uri, asdict(failure))
         self._count_reads(tally)
         self.counts.slides_failed += 1
-        self.reporter.say(f"{source.slide_id} failed at {failure.stage}: {failure.reason}")
+        self.metrics.count(SLIDES, status="failed")
+        self.metrics.count(FAILURES, stage=failure.stage, kind=failure.kind)
+        self.reporter.say(
+            f"{source.slide_id} failed at {failure.stage}: {failure.reason}",
+            level="WARNING",
+            slide_id=source.slide_id,
+            stage=failure.stage,
+            kind=failure.kind,
+        )
         self.failed.write(source, tally, failure)
 
     def _count_reads(self, tally: SlideTally) -> None:
@@ -245,4 +260,3 @@ class Driver:
         self.report.bytes_fetched += counts.bytes_fetched
         self.report.bytes_needed += counts.bytes_needed
         self.report.retries += counts.retries
-        self.metrics.count(counts)

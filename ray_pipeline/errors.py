@@ -35,18 +35,23 @@
 
 `kind` is stable and append-only: it is written to the slides table, and people select
 by it (`embed --retry KIND`). Every error takes one positional sentence, so that it
-survives pickling between processes.
+survives pickling between processes, and without the secrets that a URI or a value may have held.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from ray_pipeline.redaction import redacted
+
 
 class HistorayError(Exception):
     """Base of all; `str(error)` is one sentence naming what is wrong and the mend."""
 
     kind: ClassVar[str] = "internal"
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redacted(sentence))
 
 
 class UsageError(HistorayError):

@@ -27,6 +27,7 @@ from ray_pipeline.recipe import Recipe
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard
 from ray_pipeline.store import Store
+from ray_pipeline.watching import StageWatch
 
 PLAN_BLOCK_BYTES = 24 << 10
 """Ray's block size. A planned shard is some 3 KB, so a block of plan rows is about eight shards:
@@ -91,6 +92,8 @@ class _Flag:
 class Graph:
     """What the stages of one job need."""
 
+    run: str
+    """Name of the run, for the log."""
     settings: JobSettings
     """Limits, batch size, weights."""
     recipe: Recipe
@@ -127,8 +130,17 @@ class Graph:
         # Sizing blocks here, not by repartition(), whose tasks would hold a whole CPU each.
         context.target_max_block_size = PLAN_BLOCK_BYTES
         plan = PlanSlide(
-            recipe.tiling, recipe.tissue, recipe.normalise, settings.max_tiles_per_slide
+            recipe.tiling,
+            recipe.tissue,
+            recipe.normalise,
+            max_tiles=settings.max_tiles_per_slide,
+            watch=self._watch("plan"),
         )
+        stager = {
+            "output": self.output,
+            "recipe_fp": recipe.fingerprint,
+            "watch": self._watch("stage"),
+        }
         encoder = {
             "identity": recipe.encoder,
             "weights": settings.weights,
@@ -136,6 +148,7 @@ class Graph:
             "batch_size": settings.batch_size,
             "threads": placement.threads,
             "compile": compiles(settings),
+            "watch": self._watch("encode"),
         }
         on_gpu = placement.encoder_gpus > 0
         return (
@@ -147,6 +160,7 @@ class Graph:
                     "normalise": recipe.normalise,
                     "threads": placement.reader_threads,
                     "stopped": self.stop_sign,
+                    "watch": self._watch("read"),
                 },
                 batch_size=None,
                 batch_format="pyarrow",
@@ -166,7 +180,7 @@ class Graph:
             )
             .map_batches(
                 StageShard,
-                fn_constructor_kwargs={"output": self.output, "recipe_fp": recipe.fingerprint},
+                fn_constructor_kwargs=stager,
                 batch_size=1,
                 batch_format="pyarrow",
                 # Actors, for tasks that come in bursts: Ray ends a worker that had nothing to do
@@ -175,6 +189,9 @@ class Graph:
                 num_cpus=STAGE_CPUS,
             )
         )
+
+    def _watch(self, stage: str) -> StageWatch:
+        return StageWatch(stage=stage, run=self.run, recipe_fp=self.recipe.fingerprint)
 
 
 def compiles(settings: JobSettings) -> bool:

@@ -29,7 +29,7 @@ from ray_pipeline.driver import LOOK_EVERY_S, Driver, begin
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.endings import FailureWriter
-from ray_pipeline.errors import ClusterError, DoesNotFitError
+from ray_pipeline.errors import ClusterError, DoesNotFitError, HistorayError
 from ray_pipeline.graph import LARGE_MODEL, Graph, StopSign, polled
 from ray_pipeline.placement import (
     COMMIT_CPUS,
@@ -41,9 +41,11 @@ from ray_pipeline.placement import (
 )
 from ray_pipeline.progress import Reporter
 from ray_pipeline.recipe import recipe_of, tiling_of
+from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
+from ray_pipeline.watching import StageWatch
 from ray_pipeline.worklist import slides_of
 
 FEWEST_COMMITS = 8
@@ -60,6 +62,7 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
     """
     stop = stop or Stop()
     started, run = time.monotonic(), _run_name()
+    reporter.run = run
     tiling_of(settings)
     sources = slides_of(settings)
     output = Store.open(settings.output)
@@ -95,7 +98,7 @@ def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -
                     failed=failed,
                     reporter=reporter,
                     stop=stop,
-                    commits=CommitTasks(placement.encoders),
+                    commits=CommitTasks(placement.encoders, run),
                 )
                 driver.refuse()
                 if endings.work.todo and not stop.asked:
@@ -112,6 +115,7 @@ def _stream(driver: Driver, placement: Placement) -> None:
     stop_sign = StopSign()
     graph = Graph(
         settings=driver.settings,
+        run=driver.report.run,
         recipe=driver.endings.recipe,
         output=driver.endings.output,
         placement=placement,
@@ -170,13 +174,13 @@ def _run_name() -> str:
 class CommitTasks:
     """Commits as tasks of Ray; see `Commits`."""
 
-    def __init__(self, encoders: int) -> None:
-        self.most = max(FEWEST_COMMITS, encoders)
+    def __init__(self, encoders: int, run: str) -> None:
+        self.most, self._run = max(FEWEST_COMMITS, encoders), run
 
     def launch(self, job: CommitJob) -> Any:
         """A task on any node that has the memory."""
         memory = commit_memory_bytes(job.n_tiles, job.dim, cluster_nodes())
-        return _commit.options(memory=memory).remote(job)
+        return _commit.options(memory=memory).remote(job, self._run)
 
     def first_of(self, launched: Sequence[Any], timeout_s: float) -> Any | None:
         """Any task that has ended."""
@@ -193,5 +197,13 @@ class CommitTasks:
 
 
 @ray.remote(num_cpus=COMMIT_CPUS, max_retries=3)
-def _commit(job: CommitJob) -> SlideRecord:
-    return commit_slide(job)
+def _commit(job: CommitJob, run: str) -> SlideRecord:
+    watch = StageWatch(stage="commit", run=run, recipe_fp=job.footer.recipe_fp)
+    started, slide_id = time.monotonic(), job.footer.slide_id
+    try:
+        record = commit_slide(job)
+    except HistorayError as error:
+        watch.failed(slide_id, None, Failure.of("commit", error))
+        raise
+    watch.done(slide_id, None, tiles=record.n_tiles, seconds=time.monotonic() - started)
+    return record

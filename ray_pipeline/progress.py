@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +10,9 @@ from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ray_pipeline.logs import json_line
+from ray_pipeline.settings import LogFormat
 
 LINE_EVERY_S = 5.0
 """Seconds between two JSON lines."""
@@ -45,10 +47,18 @@ def seconds_left(counts: Counts, tiles_per_s: float) -> float | None:
 class Reporter:
     """Shows `Counts` on a stream (standard error), so that standard output stays for results."""
 
-    def __init__(self, stream: TextIO | None = None, every_s: float = LINE_EVERY_S) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        every_s: float = LINE_EVERY_S,
+        *,
+        log_format: LogFormat = "auto",
+    ) -> None:
         self.stream = stream if stream is not None else sys.stderr
         self.every_s = every_s
-        self.live = self.stream.isatty()
+        self.live = self.stream.isatty() and log_format == "auto"
+        self.run: str | None = None
+        """Name of the run, once it has one: it stands in every JSON line."""
         self._started = time.monotonic()
         self._last = self._started
         self._first: tuple[float, int] | None = None
@@ -77,14 +87,14 @@ class Reporter:
             self._bar.stop()
             self._bar = None
 
-    def say(self, sentence: str) -> None:
-        """One line for the user, above the bar or as JSON."""
+    def say(self, sentence: str, *, level: str = "INFO", **facts: object) -> None:
+        """One line for the user, above the bar or as JSON with `facts`, such as slide_id."""
         if self._bar is not None:
             self._bar.console.print(sentence, highlight=False, markup=False)
         elif self.live:
             self.stream.write(sentence + "\n")
         else:
-            self._line({"message": sentence})
+            self._line(sentence, level=level, **facts)
 
     def show(self, counts: Counts, *, final: bool = False) -> None:
         """The state of the run; throttled unless `final`."""
@@ -101,7 +111,7 @@ class Reporter:
                 "elapsed_s": round(elapsed, 1),
                 "left_s": None if left is None else round(left),
             }
-            self._line({"progress": asdict(counts) | extra})
+            self._line("progress", progress=asdict(counts) | extra)
             return
         facts = (
             f"slides {counts.slides_done}/{counts.slides}"
@@ -127,6 +137,6 @@ class Reporter:
             return (tiles - already) / (now - since)
         return tiles / (now - self._started) if now > self._started else 0.0
 
-    def _line(self, value: dict[str, object]) -> None:
-        self.stream.write(json.dumps(value) + "\n")
+    def _line(self, message: str, *, level: str = "INFO", **facts: object) -> None:
+        self.stream.write(json_line(message, level=level, run=self.run, **facts) + "\n")
         self.stream.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -19,6 +19,8 @@ from ray_pipeline.errors import NotFoundError, SettingsError, error_kinds
 from ray_pipeline.slides.normalise import Colour, NormaliseRule, Stain
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.store import Store, split_uri
+
+LogFormat = Literal["auto", "json"]
 
 _TISSUE, _NORMALISE = TissueRule(), NormaliseRule()
 
@@ -131,6 +133,12 @@ class JobSettings(BaseModel):
     )
     no_progress_s: float = Field(
         default=1800, gt=0, description="Give up when nothing at all has moved for so many seconds."
+    )
+
+    log_format: LogFormat = Field(
+        default="auto",
+        description="What standard error gets: auto is a bar and sentences on a terminal and JSON "
+        "lines elsewhere; json is always lines.",
     )
 
     @field_validator("slides", "partition_by", "retry", mode="before")

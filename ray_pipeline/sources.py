@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_pipeline.errors import DuplicateSlideError, NotFoundError, SettingsError, StoreError
 from ray_pipeline.recipe import input_fingerprint
+from ray_pipeline.redaction import fit_to_keep
 from ray_pipeline.slides.dicom import dicom_etag
 from ray_pipeline.slides.slide import (
     SLIDE_SUFFIXES,
@@ -189,7 +190,10 @@ def _from_manifest(entry: str) -> Iterator[SlideSource]:
             slide_id=str(slide_id) if slide_id not in (None, "") else slide_id_of(uri),
             uri=uri,
             mpp_override=float(mpp) if mpp is not None else None,
-            attributes=row,
+            attributes={
+                name: fit_to_keep(value) if isinstance(value, str) else value
+                for name, value in row.items()
+            },
         )
 
 

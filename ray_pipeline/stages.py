@@ -7,6 +7,7 @@ No Ray here, so each can be tried with a table in hand. A slide's fault becomes 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +30,10 @@ from ray_pipeline.slides.slide import Slide, open_slide
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
+from ray_pipeline.watching import UNWATCHED, Watch
 
 if TYPE_CHECKING:
-    from ray_pipeline.encoders.feeder import Encoded
+    from ray_pipeline.encoders.feeder import Encoded, Pending, Tiles
 
 
 def slide_task(source: SlideSource, staged: Mapping[str, Sequence[int]]) -> dict[str, str]:
@@ -59,9 +61,10 @@ class PlanSlide:
         tissue_rule: TissueRule,
         normalise: NormaliseRule,
         max_tiles: int | None = None,
+        watch: Watch = UNWATCHED,
     ) -> None:
         self.tiling, self.tissue_rule, self.normalise = tiling, tissue_rule, normalise
-        self.max_tiles = max_tiles
+        self.max_tiles, self.watch = max_tiles, watch
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for text in table.column("slide").to_pylist():
@@ -89,11 +92,15 @@ class PlanSlide:
             finally:
                 slide.close()
         except (SlideError, StoreError) as error:
-            yield header.failed(Failure.of("plan", error))
+            failure = Failure.of("plan", error)
+            self.watch.failed(slide_id, None, failure)
+            yield header.failed(failure)
             return
         staged_by_plan = task["staged"]
         assert isinstance(staged_by_plan, dict)
         staged = [s for s in staged_by_plan.get(plan.plan_fp, []) if s < plan.n_shards]
+        costs["seconds"] = time.monotonic() - started
+        self.watch.done(slide_id, None, tiles=plan.n_tiles, **costs)
         yield replace(
             header,
             info={
@@ -102,7 +109,6 @@ class PlanSlide:
                 "plan_fp": plan.plan_fp,
                 "staged": staged,
                 "facts": plan.facts,
-                "seconds": time.monotonic() - started,
                 **costs,
             },
         )
@@ -150,8 +156,10 @@ class ReadTiles:
         normalise: NormaliseRule,
         threads: int = 1,
         stopped: Callable[[], bool] = lambda: False,
+        watch: Watch = UNWATCHED,
     ) -> None:
         self._rule, self._threads, self._stopped = normalise, threads, stopped
+        self._watch = watch
         self._idle: deque[tuple[_Source, Slide]] = deque()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -185,7 +193,9 @@ class ReadTiles:
                     pixels = normalise(tiles)
                     costs = asdict(slide.counts.since(before))
                     costs["seconds"] = time.monotonic() - started
-                    yield replace(rows[done], pixels=pixels, info={**rows[done].info, **costs})
+                    row = rows[done]
+                    self._watch.done(row.slide_id, row.shard, tiles=len(pixels), **costs)
+                    yield replace(row, pixels=pixels, info={**row.info, **costs})
                     done += 1
                     if self._stopped():
                         break
@@ -194,7 +204,9 @@ class ReadTiles:
             except (SlideError, StoreError) as error:
                 if slide is not None:
                     slide.close()
-                yield rows[done].failed(Failure.of("read", error))
+                row, failure = rows[done], Failure.of("read", error)
+                self._watch.failed(row.slide_id, row.shard, failure)
+                yield row.failed(failure)
                 done += 1
 
     def _open(self, row: ShardRow) -> Slide:
@@ -244,6 +256,7 @@ class EncodeTiles:
         batch_size: int | None = None,
         threads: int | None = None,
         compile: bool = False,  # noqa: A002 - what everyone calls it
+        watch: Watch = UNWATCHED,
     ) -> None:
         # torch and timm take many seconds to import: only encoding actors pay for them.
         from ray_pipeline.encoders.encoder import Encoder  # noqa: PLC0415
@@ -266,11 +279,12 @@ class EncodeTiles:
                 f"({self.encoder.identity} against {identity}): use the same weights and versions "
                 "on every node."
             )
+        self._watch, self._queued, self._counting = watch, 0, threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = list(from_table(table))
         pending = [
-            self.encoder.submit(row.pixels) if row.to_do and row.pixels is not None else None
+            self._submit(row.pixels) if row.to_do and row.pixels is not None else None
             for row in rows
         ]
         return to_table(
@@ -278,14 +292,25 @@ class EncodeTiles:
             for row, asked in zip(rows, pending, strict=True)
         )
 
-    @staticmethod
-    def _encoded(row: ShardRow, encoded: Encoded) -> ShardRow:
+    def _submit(self, pixels: Tiles) -> Pending:
+        self._count_queued(len(pixels))
+        return self.encoder.submit(pixels)
+
+    def _count_queued(self, change: int) -> None:
+        with self._counting:
+            self._queued += change
+            self._watch.queued(self._queued)
+
+    def _encoded(self, row: ShardRow, encoded: Encoded) -> ShardRow:
+        tiles, device_s = len(encoded.vectors), encoded.device_s
+        self._count_queued(-tiles)
+        self._watch.done(row.slide_id, row.shard, tiles=tiles, seconds=device_s, device_s=device_s)
         info = {
             **row.info,
             "dim": encoded.vectors.shape[1],
-            "device_s": encoded.device_s,
+            "device_s": device_s,
             "places": encoded.places,
-            "seconds": row.info["seconds"] + encoded.device_s,
+            "seconds": row.info["seconds"] + device_s,
         }
         return replace(row, pixels=None, embedding=encoded.vectors, info=info)
 
@@ -293,8 +318,8 @@ class EncodeTiles:
 class StageShard:
     """Rows with embeddings -> the same rows without arrays, once their fragments are staged."""
 
-    def __init__(self, output: Store, recipe_fp: str) -> None:
-        self.output, self.layout = output, Layout(recipe_fp)
+    def __init__(self, output: Store, recipe_fp: str, watch: Watch = UNWATCHED) -> None:
+        self.output, self.layout, self.watch = output, Layout(recipe_fp), watch
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return to_table(self.stage(row) if row.to_do else row for row in from_table(table))
@@ -304,7 +329,7 @@ class StageShard:
         assert row.embedding is not None
         assert row.xy is not None
         assert row.tissue is not None
-        info = {**row.info, "n": len(row.embedding)}
+        tiles, started = len(row.embedding), time.monotonic()
         try:
             put_fragment(
                 self.output,
@@ -320,5 +345,10 @@ class StageShard:
                 ),
             )
         except (DatasetError, StoreError) as error:
-            return row.failed(Failure.of("stage", error))
+            failure = Failure.of("stage", error)
+            self.watch.failed(row.slide_id, row.shard, failure)
+            return row.failed(failure)
+        seconds = time.monotonic() - started
+        self.watch.done(row.slide_id, row.shard, tiles=tiles, seconds=seconds)
+        info = {**row.info, "n": tiles}
         return replace(row, xy=None, tissue=None, embedding=None, info=info)

@@ -30,6 +30,7 @@ from ray_pipeline.errors import (
     UnreachableError,
 )
 from ray_pipeline.ranged_file import RangedFile, ReadCounts
+from ray_pipeline.redaction import holds_secret
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ def _refuse_secrets(uri: str) -> None:
     """Raise SettingsError for a URI that must not be repeated, kept or sent to a worker."""
     scheme, mark, rest = uri.partition("://")
     web = scheme in ("http", "https")
-    if mark and ("@" in rest.partition("/")[0] or (web and "?" in rest)):
+    if mark and ("@" in rest.partition("/")[0] or (web and "?" in rest) or holds_secret(uri)):
         raise SettingsError(
             f"{shown_uri(uri)} carries credentials or a signature: "
             "give them through the environment, never in a URI."

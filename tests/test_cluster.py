@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from ray_pipeline.cluster import connect, own_error
-from ray_pipeline.errors import ClusterError
+from ray_pipeline.errors import ClusterError, WeightsError
 from tests.commands import historay
 
 OUT_OF_MEMORY = OutOfMemoryError("Killed.\nSee `ray logs`.\n")  # type: ignore[no-untyped-call]
@@ -21,6 +21,7 @@ OUT_OF_MEMORY = OutOfMemoryError("Killed.\nSee `ray logs`.\n")  # type: ignore[n
     [
         (OUT_OF_MEMORY, "its node ran short of memory"),
         (WorkerCrashedError(), "WorkerCrashedError: "),
+        (ActorDiedError(), "an actor died while it started"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -29,6 +30,13 @@ def test_an_error_of_ray_is_one_sentence_with_the_mend(error: RayError, words: s
     assert words in sentence
     assert "run again to go on" in sentence
     assert "\n" not in sentence
+
+
+def test_an_error_of_ours_that_ray_made_text_of_is_itself_again() -> None:
+    died = ActorDiedError()
+    died.error_msg += "\n  File x\nray_pipeline.errors.WeightsError: toy: other weights.\n"
+    ours = own_error(died)
+    assert (type(ours), str(ours)) == (WeightsError, "toy: other weights.")
 
 
 @pytest.mark.parametrize("address", ["head", "http://head:8265"])

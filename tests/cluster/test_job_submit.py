@@ -21,8 +21,8 @@ COMMAND = "ray job submit --working-dir . -- python -m ray_pipeline embed --conf
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head started with `ray start --head`; the environment by which clients find it."""
-    with ray_head(tmp_path / "head.log") as env:
-        yield env
+    with ray_head(tmp_path / "head.log", jobs=True) as head:
+        yield head.env
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_the_command_of_the_readme_runs_on_a_cluster(head: dict[str, str], tmp_p
     )
     told = outcome.stdout + outcome.stderr
     assert outcome.returncode == 0, told
-    assert '{"progress": ' in told
+    assert '"progress": {' in told
     assert "1 slides done" in told
     counted = duckdb.execute(f"select count(*) from '{tmp_path}/out/embeddings/**/*.parquet'")
     row = counted.fetchone()

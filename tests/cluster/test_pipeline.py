@@ -129,6 +129,7 @@ def test_a_graph_in_which_nothing_moves_ends_and_says_where(manifest: Path, tmp_
     )
     graph = Graph(
         settings=settings,
+        run="test",
         recipe=recipe_of(settings, probe_identity("toy", None, "fp32", "cpu")),
         output=Store.open(settings.output),
         placement=choose_placement(settings, [Node(cpus=2)]),

@@ -42,7 +42,8 @@ def deploy(config: Path, env: dict[str, str], port: int, **application: Any) -> 
 def test_user_config_changes_the_encoder_without_a_break(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(TOKEN + "\n")
     config, port = tmp_path / "service.yaml", free_port()
-    with ray_head(tmp_path / "head.log", cpus=3) as env:
+    with ray_head(tmp_path / "head.log", cpus=3, jobs=True) as head:
+        env = head.env
         deploy(config, env, port)
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, lambda: True)
