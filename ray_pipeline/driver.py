@@ -67,7 +67,7 @@ def begin(
     """
     layout = Layout(recipe.fingerprint)
     claim_recipe(output, layout, recipe.to_dict(), settings.partition_by)
-    state = read_state(output, layout)
+    state = read_state(output, layout, [source.slide_id for source in sources])
     work = choose_work(output, layout, sources, state, settings)
     sweep(output, layout, state, (source.slide_id for source in work.finished))
     report = RunReport(

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
@@ -31,10 +32,13 @@ from ray_pipeline.errors import (
 )
 from ray_pipeline.ranged_file import RangedFile, ReadCounts
 from ray_pipeline.redaction import holds_secret
+from ray_pipeline.side_by_side import side_by_side
 
 T = TypeVar("T")
 
 READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
+LISTS_AT_ONCE = 8
+"""Parts of a long listing that are asked for at the same time."""
 """Tries of one ranged read or page of a listing, and seconds of the longest pause between two:
 outages of some 20 s are lived through. All are ours: reads are counted, and the clients try no
 listing again whose body breaks off."""
@@ -146,8 +150,13 @@ class Store:
         meta = self._call(key, "read", obstore.head)
         return self._info(cast(dict[str, Any], meta))
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(self, prefix: str = "", *, cuts: Sequence[str] = ()) -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix`, in key order on cloud stores.
+
+        `cuts` are keys below which a long listing falls into parts of about one size, where it is
+        known what keys there are. The parts are then listed at the same time, and their objects
+        come in any order; each once, whatever the cuts are. Stores that can't begin a listing
+        within take no notice of them.
 
         An empty or absent folder yields nothing; an absent bucket raises NotFoundError. A listing
         that breaks off goes on after the last object that came.
@@ -156,11 +165,22 @@ class Store:
             raise SettingsError(
                 f"{self.uri_of(prefix)}: web servers can't be listed; name each slide."
             )
-        last, attempt = None, 0
+        if not cuts or self.scheme not in ("s3", "gs"):
+            yield from self._between(prefix, None, None)
+            return
+        bounds = [None, *sorted({self._path(cut) for cut in cuts}), None]
+        parts = [self._between(prefix, after, last) for after, last in pairwise(bounds)]
+        yield from side_by_side(parts, LISTS_AT_ONCE)
+
+    def _between(self, prefix: str, after: str | None, last: str | None) -> Iterator[ObjectInfo]:
+        """Objects whose paths come after `after`, up to `last`."""
+        attempt = 0
         while True:
             try:
-                for meta in self._listed(prefix, after=last):
-                    last, attempt = str(meta["path"]), 0
+                for meta in self._listed(prefix, after=after):
+                    after, attempt = str(meta["path"]), 0
+                    if last is not None and after > last:
+                        return
                     yield self._info(meta)
             except UnreachableError:
                 attempt += 1

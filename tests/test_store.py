@@ -206,6 +206,29 @@ def test_list_yields_every_object_past_the_first_chunk(root: str) -> None:
 
 
 @on_all
+def test_a_listing_in_parts_yields_every_object_once(root: str) -> None:
+    store = Store.open(root)
+    keys = [f"a/{name}/{number}" for name in ("%20", "é", "x", "x-y", "x0") for number in range(3)]
+    for key in [*keys, "b/x"]:
+        store.put(key, b"")
+    names = ["a", "a/", "a/%20", "a/x", "a/x/1", "a/x-y", "a/x-y/0", "a/zz", "b", ""]
+    for number in range(1, 1 << len(names), 7):
+        cuts = [name for bit, name in enumerate(names) if number >> bit & 1]
+        assert sorted(info.key for info in store.list("a", cuts=cuts)) == sorted(keys), cuts
+
+
+@on_all
+def test_a_listing_in_parts_that_is_left_early_or_fails_ends(root: str) -> None:
+    store = Store.open(root)
+    for number in range(5):
+        store.put(f"a/{number}", b"")
+    assert next(store.list("a", cuts=["a/1", "a/3"])).key.startswith("a/")
+    if store.scheme != "file":
+        with pytest.raises(NotFoundError, match="bucket"):
+            list(Store.open("s3://no-such-bucket-here").list("a", cuts=["a/1", "a/3"]))
+
+
+@on_all
 def test_delete_forgives_what_is_not_there(root: str) -> None:
     store = Store.open(root)
     for key in ("a", "b", "c"):

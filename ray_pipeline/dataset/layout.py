@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -16,6 +16,8 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 REPLACED = "replaced"
 """What stands among a slide's done keys once one of them may be of a file that is no more."""
 
+LONG_LIST, LIST_PARTS = 20_000, 16
+"""Slides past which a listing is cut into so many parts."""
 LONGEST_NAME_BYTES = 200
 """Most bytes of a folder's name: local file systems end at 255, and endings are still to come."""
 
@@ -39,6 +41,17 @@ def check_name(slide_id: str, what: str, value: str) -> None:
 def original_name(segment: str) -> str:
     """The value that `folder_name` encoded."""
     return unquote(segment)
+
+
+def cuts(folder: str, slide_ids: Sequence[str], *, before: str = "") -> list[str]:
+    """Keys that cut the listing of `folder` into parts of one size, if these are its slides.
+
+    `before` is what stands before a slide's name there. None for few slides: see `Store.list`.
+    """
+    if len(slide_ids) < LONG_LIST:
+        return []
+    names = sorted(map(folder_name, slide_ids))
+    return [f"{folder}/{before}{name}" for name in names[:: len(names) // LIST_PARTS][1:]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_pipeline.dataset.layout import Layout, original_name
+from ray_pipeline.dataset.layout import Layout, cuts, original_name
 from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
 from ray_pipeline.dataset.schema import SLIDE_COLUMNS
 from ray_pipeline.errors import NotFoundError, ObjectReplacedError
@@ -72,8 +72,9 @@ def told_otherwise(output: Store, layout: Layout, inputs: Mapping[str, str]) -> 
 
 
 def _compact(output: Store, layout: Layout, say: Say) -> int:
-    listed, standing = _listed(output, layout), _standing(output, layout)
+    standing = _standing(output, layout)
     known = _versions(standing)
+    listed = _listed(output, layout, known)
     current, stale = _compared(known, listed)
     rows = int(pc.sum(current).as_py() or 0)
     if standing is not None and not stale.num_rows and rows == known.num_rows:
@@ -95,8 +96,9 @@ def _compact(output: Store, layout: Layout, say: Say) -> int:
 
 
 def _read(output: Store, layout: Layout) -> pa.Table:
-    listed, standing = _listed(output, layout), _standing(output, layout)
-    current, stale = _compared(_versions(standing), listed)
+    standing = _standing(output, layout)
+    known = _versions(standing)
+    current, stale = _compared(known, _listed(output, layout, known))
     if standing is None:
         kept = SLIDE_COLUMNS.empty_table().drop_columns(["mean_embedding"])
     else:
@@ -120,16 +122,17 @@ def _settled(action: Callable[[], T]) -> T:
     return action()
 
 
-def _listed(output: Store, layout: Layout) -> pa.Table:
-    """Ids and versions of the records that are there, by one LIST."""
-    infos = output.list(layout.records)
+def _listed(output: Store, layout: Layout, known: pa.Table) -> pa.Table:
+    """Ids and versions of the records that are there, by id; `known` are those of the table."""
+    ids = known["slide_id"].to_pylist()
+    infos = output.list(layout.records, cuts=cuts(layout.records, ids))
     schema = pa.schema([("slide_id", pa.string()), ("record_etag", pa.string())])
     chunks = [schema.empty_table()]
     while chunk := list(islice(infos, CHUNK_RECORDS)):
         names = [info.key.rpartition("/")[2].removesuffix(".json") for info in chunk]
         columns = [list(map(original_name, names)), [info.etag for info in chunk]]
         chunks.append(pa.table(columns, schema=schema))
-    return pa.concat_tables(chunks).combine_chunks()
+    return pa.concat_tables(chunks).combine_chunks().sort_by("slide_id")
 
 
 def _standing(output: Store, layout: Layout) -> pq.ParquetFile | None:
