@@ -64,7 +64,7 @@ class Placement:
     @property
     def stagers(self) -> int:
         """Staging actors."""
-        return math.ceil(self.encoders / ENCODERS_PER_STAGER)
+        return _stagers(self.encoders)
 
     @property
     def device(self) -> str:
@@ -125,7 +125,11 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
 
 def _tasks_cpus(encoders: int) -> float:
     """CPUs of what runs beside readers and encoders."""
-    return PLAN_CPUS + COMMIT_CPUS + STAGE_CPUS * math.ceil(encoders / ENCODERS_PER_STAGER)
+    return PLAN_CPUS + COMMIT_CPUS + STAGE_CPUS * _stagers(encoders)
+
+
+def _stagers(encoders: int) -> int:
+    return math.ceil(encoders / ENCODERS_PER_STAGER)
 
 
 def short_of(placement: Placement, free: Node) -> str:

@@ -7,7 +7,8 @@ reply and 80 MB/s on each connection. A job's rate counts from the first tiles t
 the last, so that what a job does once, like loading the model, does not count; with a null encoder
 from the half on, when what was read before that was there is long gone. In the same run the
 encoder alone has the whole machine, before the first job and after each, and every job is compared
-with what it reached just before and just after; the reader alone has one core, as in its job.
+with what it reached just before and just after; the reader alone has one thread;
+in its job it has two calls under way, and one CPU, to which Ray does not hold it.
 """
 
 from __future__ import annotations
