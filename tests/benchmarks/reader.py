@@ -4,8 +4,8 @@
 
 Slides are mosaics of a synthetic field. They lie in a folder, and behind a range server of our own
 with 30 ms before each reply and 80 MB/s on each connection. Every measure is a process of its own
-on CPU 0; the server has CPU 1. What is compared is measured in turns in one process, and medians
-are taken, for the machine's other work comes and goes.
+on CPU 0; the server has CPU 1. What is compared is measured in turns, and medians are taken, for
+the machine's other work comes and goes; tiffslide has a process of its own, also on CPU 0.
 """
 
 from __future__ import annotations

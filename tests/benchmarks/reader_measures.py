@@ -16,12 +16,9 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import openslide
-import s3fs
 import simplejpeg
 import tifffile
 import zarr
-from PIL import Image
-from tiffslide import TiffSlide
 
 from ray_pipeline.plan import TilePlan, plan_slide
 from ray_pipeline.slides.grid import TilingRule
@@ -29,16 +26,10 @@ from ray_pipeline.slides.jpeg import jpeg_prefix, without_app
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.slides.tiled import TiledSlide
 from ray_pipeline.slides.tissue import TissueRule
+from tests.benchmarks.reader_peers import FSSPEC_SETTINGS, TiffSlideProcess
 
 SHARDS_AT_ONCE = 8
 """As many shards as the batch job hands to a reader at a time."""
-FSSPEC_SETTINGS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "blockcache_4_mib": {"default_cache_type": "blockcache", "default_block_size": 4 << 20},
-    "blockcache_1_mib": {"default_cache_type": "blockcache", "default_block_size": 1 << 20},
-    "background_4_mib": {"default_cache_type": "background", "default_block_size": 4 << 20},
-}
-"""What fsspec offers tiffslide; the best of them is what ours is compared with."""
 
 
 class Measures:
@@ -175,32 +166,25 @@ class Measures:
     def _against_tiffslide(self, name: str, remote: TiledSlide, plan: TilePlan) -> dict[str, float]:
         """tiles/s, ours and tiffslide's over s3fs by setting, in turns; `over_best`: the ratio.
 
-        tiffslide reads the plan's first tiles, each time from a file newly opened, whose opening
-        does not count.
+        tiffslide reads the plan's first tiles, in a process of its own.
         """
         first = plan.xy[: self.few].tolist()
         side = round(plan.geometry.size_l0)
         seconds: dict[str, list[float]] = {name: [] for name in FSSPEC_SETTINGS}
         ours: list[float] = []
-        stores = {
-            setting: s3fs.S3FileSystem(
-                anon=True, endpoint_url=self.endpoint, skip_instance_cache=True, **options
-            )
-            for setting, options in FSSPEC_SETTINGS.items()
-        }
-        for _ in range(self.turns):
+        theirs = TiffSlideProcess(
+            self.endpoint, f"slides/{name}", first, side_l0=side, tile_px=plan.tile_px
+        )
+        for turn in range(self.turns + 1):
             started = time.perf_counter()
             read(remote, plan)
-            ours.append((time.perf_counter() - started) / plan.n_tiles)
-            for setting, store in stores.items():
-                with store.open(f"slides/{name}") as file, TiffSlide(file) as slide:
-                    slide.read_region((0, 0), 0, (16, 16))
-                    started = time.perf_counter()
-                    for x, y in first:
-                        tile = slide.read_region((x, y), 0, (side, side), as_array=True)
-                        if side != plan.tile_px:
-                            np.asarray(Image.fromarray(tile).resize((plan.tile_px, plan.tile_px)))
-                    seconds[setting].append((time.perf_counter() - started) / len(first))
+            if turn:
+                ours.append((time.perf_counter() - started) / plan.n_tiles)
+            for setting in FSSPEC_SETTINGS:
+                taken = theirs.seconds(setting) / len(first)
+                if turn:
+                    seconds[setting].append(taken)
+        theirs.close()
         times = Times({"remote_beside_tiffslide": ours, **seconds})
         per_s = times.per_s(1)
         over = [times.ratio("remote_beside_tiffslide", setting) for setting in FSSPEC_SETTINGS]
