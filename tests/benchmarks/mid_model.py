@@ -1,9 +1,12 @@
-"""What all servers of the service's benchmark share: a model between the toy and the giant."""
+"""What all servers of the service's benchmark share: a mid-size model, and a core as a device."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
+from typing import Any
 
+from ray_pipeline.encoders.encoder import Encoder
 from ray_pipeline.encoders.registry import MODELS, get_spec
 from ray_pipeline.encoders.spec import ModelSpec
 
@@ -14,7 +17,28 @@ IN_HAND = 256
 """Tiles the service takes in hand before it refuses more."""
 
 
-def add() -> None:
+DEVICE_CPUS, OTHER_CPUS = {0}, {1}
+"""The encoder's core while it computes, and that of all else: servers, Ray, the load's client."""
+
+
+def prepare() -> None:
+    """Make a process, and all that it starts, ready to serve the mid-size model or the toy."""
+    _add()
+    os.sched_setaffinity(0, OTHER_CPUS)
+    encode: Any = Encoder.encode
+
+    def on_its_own_core(self: Encoder, tiles: Any) -> Any:
+        # The calling thread computes: the encoder has no other.
+        os.sched_setaffinity(0, DEVICE_CPUS)
+        try:
+            return encode(self, tiles)
+        finally:
+            os.sched_setaffinity(0, OTHER_CPUS)
+
+    Encoder.encode = on_its_own_core  # type: ignore[method-assign]
+
+
+def _add() -> None:
     """Make it known to this process: a ViT-S of the giant's kind, with random weights."""
     toy = get_spec("toy")
     values = {field.name: getattr(toy, field.name) for field in fields(toy)}

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.service_peers historay|litserve|serve_batch|encoder MODEL PORT
 
-All decode a JPEG of one tile, and run the same `Encoder` in one thread. LitServe gets it as base64
-in JSON: it hands nothing else to its workers.
+All decode a JPEG of one tile, and run the same `Encoder` in one thread, which has a core of its own
+while it computes. LitServe gets the JPEG as base64 in JSON: it hands nothing else to its workers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ray_pipeline.encoders.weights import resolve_weights
 from serve_app.app import build
 from serve_app.settings import service_settings
 from tests.benchmarks import mid_model
-from tests.benchmarks.mid_model import BATCH, IN_HAND, MID
+from tests.benchmarks.mid_model import BATCH, IN_HAND
 
 SECONDS = 8.0
 """How long the encoder alone is measured."""
@@ -102,8 +102,7 @@ class LitEncoder(litserve.LitAPI):  # type: ignore[misc]
         self._model = model
 
     def setup(self, device: str) -> None:
-        if self._model == MID:
-            mid_model.add()
+        mid_model.prepare()
         self._encoder = encoder_of(self._model)
 
     def decode_request(self, request: dict[str, str]) -> bytes:
@@ -128,24 +127,23 @@ def _serve(app: Any, port: int) -> None:
 def main() -> None:
     """Run one server until SIGTERM, or measure the encoder."""
     kind, model, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    if model == MID:
-        mid_model.add()
+    mid_model.prepare()
     if kind == "encoder":
         encoder_alone(model)
     elif kind == "litserve":
         server = litserve.LitServer(LitEncoder(model), accelerator="cpu", workers_per_device=1)
         server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
     else:
-        hook = (
-            {"worker_process_setup_hook": "tests.benchmarks.mid_model.add"} if model == MID else {}
-        )
         paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         ray.init(
             address="local",
             num_cpus=4,
             include_dashboard=False,
             log_to_driver=False,
-            runtime_env={**hook, "env_vars": {"PYTHONPATH": paths}},
+            runtime_env={
+                "worker_process_setup_hook": "tests.benchmarks.mid_model.prepare",
+                "env_vars": {"PYTHONPATH": paths},
+            },
         )
         if kind == "historay":
             historay(model, port)
