@@ -14,6 +14,10 @@ import httpx2
 import numpy as np
 
 
+NO_REPLY = 0
+"""Stands for the status of a request whose reply never came."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What is sent, again and again."""
@@ -94,5 +98,8 @@ def _client() -> httpx2.AsyncClient:
 
 async def _send(client: httpx2.AsyncClient, asked: Asked, outcome: Outcome) -> None:
     started = time.perf_counter()
-    response = await client.post(asked.url, **asked.options)
-    outcome.note(response.status_code, time.perf_counter() - started, asked.tiles)
+    try:
+        status = (await client.post(asked.url, **asked.options)).status_code
+    except httpx2.TransportError:
+        status = NO_REPLY
+    outcome.note(status, time.perf_counter() - started, asked.tiles)
