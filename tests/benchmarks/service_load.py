@@ -13,7 +13,6 @@ from typing import Any
 import httpx2
 import numpy as np
 
-
 NO_REPLY = 0
 """Stands for the status of a request whose reply never came."""
 
