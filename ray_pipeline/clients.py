@@ -1,31 +1,24 @@
-"""The object stores' clients: how they are set up, and how their errors become ours."""
+"""The object stores' clients: how they are set up, and what they tell of an object."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import obstore
 from obstore import exceptions as obstore_errors
 from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, ObjectStore, S3Store
 
-from ray_pipeline.errors import (
-    AccessError,
-    NotFoundError,
-    PreconditionError,
-    StoreError,
-    UnreachableError,
-    UnsupportedError,
-)
+from ray_pipeline.errors import SettingsError
+from ray_pipeline.store_options import VARIABLE, options_of
 
 Scheme = Literal["file", "s3", "gs", "az", "http", "https"]
-
-CLIENT_ERRORS = (obstore_errors.BaseError, OSError, ValueError, NotImplementedError)
-"""What the clients raise; `translated` makes a StoreError of each."""
 
 _CLIENT_OPTIONS = {"timeout": "120s", "connect_timeout": "5s", "read_timeout": "15s"}
 _RETRY = {
@@ -37,16 +30,27 @@ _RETRY = {
     },
     "retry_timeout": timedelta(seconds=120),
 }
-_CLOUD_PREFIXES = ("AWS_", "GOOGLE_", "STORAGE_", "AZURE_")
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_PREFIXES = (*_VARIABLES.values(), "STORAGE_", VARIABLE)
 
 
 def connect(scheme: Scheme, bucket: str, *, retries: bool = True) -> ObjectStore:
     """The client for a bucket; one per process, so that its connections are reused.
 
     Without `retries` each failure is told at once, for callers that count and try again themselves.
+    Raises SettingsError where the environment's variables make no client.
     """
-    said = sorted(item for item in os.environ.items() if item[0].startswith(_CLOUD_PREFIXES))
-    return _client(scheme, bucket, tuple(said), retries)
+    said = sorted(item for item in os.environ.items() if item[0].startswith(_PREFIXES))
+    try:
+        return _client(scheme, bucket, tuple(said), retries)
+    except (obstore_errors.BaseError, OSError, ValueError):
+        # Not in the client's words, which repeat values.
+        names = [name for name, _ in said if name.startswith(_VARIABLES.get(scheme, "-"))]
+        root = bucket if "://" in bucket else f"{scheme}://{bucket}"
+        raise SettingsError(
+            f"{root}: the variables of the environment make no client for it: check "
+            f"{', '.join(names) or 'its name'}."
+        ) from None
 
 
 @lru_cache(maxsize=64)
@@ -60,25 +64,77 @@ def _client(
     if scheme == "file":
         return LocalStore("/", automatic_cleanup=False)
     if scheme == "s3":
-        endpoint = said.get("AWS_ENDPOINT_URL_S3") or said.get("AWS_ENDPOINT_URL")
-        options["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
-        return S3Store(bucket, config={"endpoint": endpoint} if endpoint else None, **common)
+        return _s3(bucket, said, common)
     if scheme == "gs":
-        emulator = said.get("STORAGE_EMULATOR_HOST")
-        if not emulator:
-            return GCSStore(bucket, **common)
-        base = emulator if "://" in emulator else f"http://{emulator}"
-        options["allow_http"] = base.startswith("http://")
-        # Not `skip_signature`: writes ask this machine for a token all the same.
-        unsigned = {"gcs_base_url": base.rstrip("/"), "disable_oauth": True}
-        unsigned |= {"client_email": "", "private_key": "", "private_key_id": ""}
-        config: Any = {"service_account_key": json.dumps(unsigned)}
-        return GCSStore(bucket, config=config, **common)
+        return _google(bucket, said, common)
     if scheme == "az":
-        options["allow_http"] = said.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
-        return AzureStore(bucket, **common)
+        endpoint = said.get("AZURE_STORAGE_ENDPOINT") or said.get("AZURE_ENDPOINT", "")
+        options["allow_http"] = endpoint.startswith("http://")
+        unsigned: Any = {"skip_signature": True} if _anonymous("az", bucket, said) else None
+        return AzureStore(bucket, config=unsigned, **common)
     options["allow_http"] = scheme == "http"
     return HTTPStore(bucket, **common)
+
+
+def _s3(bucket: str, said: Mapping[str, str], common: dict[str, Any]) -> ObjectStore:
+    wanted = options_of(f"s3://{bucket}", said)
+    config: Any = {}
+    endpoint = wanted.endpoint or said.get("AWS_ENDPOINT_URL_S3") or said.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        host = urlsplit(endpoint).netloc
+        virtual = said.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("true", "1", "yes")
+        if virtual and not host.startswith(f"{bucket}."):
+            # The client wants it there; nobody else's does.
+            endpoint = endpoint.replace("://", f"://{bucket}.", 1)
+        # Under both its names: the client lets AWS_ENDPOINT_URL_S3 win over `endpoint`.
+        config = {"endpoint": endpoint, "aws_endpoint_url_s3": endpoint}
+    if wanted.region:
+        config["region"] = wanted.region
+    if wanted.anonymous:
+        config["skip_signature"] = True
+    options = common["client_options"]
+    options["allow_http"] = bool(endpoint and endpoint.startswith("http://"))
+    if bundle := said.get("AWS_CA_BUNDLE"):
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return S3Store(bucket, config=config or None, **common)
+
+
+def _google(bucket: str, said: Mapping[str, str], common: dict[str, Any]) -> ObjectStore:
+    options, emulator = common["client_options"], said.get("STORAGE_EMULATOR_HOST")
+    if not emulator:
+        options["allow_http"] = said.get("GOOGLE_BASE_URL", "").startswith("http://")
+        anonymous: Any = {"skip_signature": True} if _anonymous("gs", bucket, said) else None
+        return GCSStore(bucket, config=anonymous, **common)
+    base = emulator if "://" in emulator else f"http://{emulator}"
+    options["allow_http"] = base.startswith("http://")
+    # Not `skip_signature`: writes ask this machine for a token all the same.
+    unsigned = {"gcs_base_url": base.rstrip("/"), "disable_oauth": True}
+    unsigned |= {"client_email": "", "private_key": "", "private_key_id": ""}
+    config: Any = {"service_account_key": json.dumps(unsigned)}
+    return GCSStore(bucket, config=config, **common)
+
+
+def _anonymous(scheme: str, bucket: str, said: Mapping[str, str]) -> bool:
+    return options_of(f"{scheme}://{bucket}", said).anonymous
+
+
+def absent(backend: ObjectStore, path: str) -> bool:
+    """Whether a listing, where it is allowed, tells that nothing stands at `path`.
+
+    S3 answers a read of what is not there with 403, not 404, where the policy grants listing under
+    a prefix only (Amazon S3 API reference, "GetObject").
+    """
+    folder = path.rpartition("/")[0]
+    # No segment may be empty: '.' is what comes before '/'.
+    just_before = f"{path[:-1]}{chr(ord(path[-1]) - 1).replace('/', '.')}~"
+    try:
+        for chunk in obstore.list(backend, prefix=folder or None, offset=just_before):
+            for meta in chunk:
+                if str(meta["path"]) >= path:
+                    return str(meta["path"]) != path
+    except (obstore_errors.BaseError, OSError, ValueError):
+        return False
+    return True
 
 
 def etag_of(meta: Mapping[str, Any]) -> str:
@@ -103,53 +159,3 @@ def read_local(path: str, start: int, length: int) -> tuple[str, memoryview]:
         return version, memoryview(os.pread(handle, length, start))
     finally:
         os.close(handle)
-
-
-_ACCESS = (
-    obstore_errors.PermissionDeniedError,
-    obstore_errors.UnauthenticatedError,
-    PermissionError,
-)
-_CREDENTIAL_VARIABLES = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or the role of this machine",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or this machine's identity",
-}
-
-
-def translated(
-    error: Exception, where: str, verb: str, *, scheme: Scheme, bucket: str
-) -> StoreError:
-    """The one place where a client's error becomes ours, by class, then by its words.
-
-    `where` is the object's URI and `verb` what was tried: `read`, `write`, `list` or `delete`.
-    """
-    text = str(error)
-    # The status only: a bare "403" also stands in keys, request ids and durations.
-    found = re.search(r"status code: (\d{3})", text)
-    status = found[1] if found else ""
-    if isinstance(error, (obstore_errors.AlreadyExistsError, obstore_errors.PreconditionError)):
-        return PreconditionError(f"{where} is not in the state this {verb} asked for.")
-    if scheme == "s3" and "169.254.169.254" in text:
-        mend = _CREDENTIAL_VARIABLES["s3"]
-        return AccessError(f"{where}: no credentials found to {verb} it; set {mend}.")
-    if isinstance(error, _ACCESS) or status in ("401", "403"):
-        mend = _CREDENTIAL_VARIABLES.get(scheme, "the permissions of the folder")
-        return AccessError(f"{where} refused to {verb}: check {mend}, and that they allow it.")
-    if "NoSuchBucket" in text:
-        return NotFoundError(f"{where}: there is no bucket '{bucket}'; check its name.")
-    if isinstance(error, (obstore_errors.NotFoundError, FileNotFoundError)):
-        return NotFoundError(f"{where} does not exist; check the URI.")
-    if isinstance(error, NotImplementedError) or status == "501":
-        return UnsupportedError(f"{where}: this store does not know conditional writes.")
-    if isinstance(error, (IsADirectoryError, NotADirectoryError)):
-        return NotFoundError(f"{where} is a folder, not an object; check the URI.")
-    if scheme == "file":
-        return UnreachableError(
-            f"{where}: the file system could not {verb} it; check that what its path names as "
-            "folders are some, and that the disk has room."
-        )
-    return UnreachableError(
-        f"{where}: the store gave no usable answer to {verb} after all retries; "
-        "check the endpoint and the network, then run again."
-    )

@@ -46,7 +46,7 @@ _MARKS = (
 )
 """Text without any of them matches no pattern, and a million URIs have to be told so fast."""
 _SECRET_VARIABLES = re.compile(
-    r"SECRET|PASSWORD|API_KEY|ACCOUNT_KEY|SAS_KEY|(?:STORAGE|_)ACCESS_KEY$|TOKENS?$"
+    r"SECRET|PASSWORD|(?:API|ACCOUNT|SAS|MASTER|ENCRYPTION|CUSTOMER)_KEY|ACCESS_KEY$|TOKENS?$"
 )
 
 

@@ -2,9 +2,9 @@
 
 Stores are configured by the standard environment variables of their clouds
 (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_REGION`, ..., `GOOGLE_APPLICATION_CREDENTIALS`,
-`STORAGE_EMULATOR_HOST`, `AZURE_STORAGE_ACCOUNT_NAME`, ...). Errors are translated here, once,
-into the `StoreError` family; their sentences name the URI and never carry a header, a signature
-or a response body.
+`STORAGE_EMULATOR_HOST`, `AZURE_STORAGE_ACCOUNT_NAME`, ...); what differs between buckets is said in
+`store_options`. Errors are translated once, in `refusals`, into the `StoreError` family; their
+sentences name the URI and never carry a header, a signature or a response body.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import obstore
+from obstore.exceptions import PermissionDeniedError
 from obstore.store import ObjectStore
 
-from ray_pipeline.clients import CLIENT_ERRORS, Scheme, connect, etag_of, read_local, translated
+from ray_pipeline.clients import Scheme, absent, connect, etag_of, read_local
 from ray_pipeline.errors import (
     NotFoundError,
     ObjectReplacedError,
@@ -32,19 +33,24 @@ from ray_pipeline.errors import (
 )
 from ray_pipeline.ranged_file import RangedFile, ReadCounts
 from ray_pipeline.redaction import holds_secret
+from ray_pipeline.refusals import CLIENT_ERRORS, translated
 from ray_pipeline.side_by_side import side_by_side
 
 T = TypeVar("T")
 
-READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
 LISTS_AT_ONCE = 8
 """Parts of a long listing that are asked for at the same time."""
+READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
 """Tries of one ranged read or page of a listing, and seconds of the longest pause between two:
 outages of some 20 s are lived through. All are ours: reads are counted, and the clients try no
 listing again whose body breaks off."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
 """S3 takes at most 5 GiB in one PUT (Amazon S3 user guide, "Uploading objects")."""
 
+WEB = ("http://", "https://")
+PLAIN = "/!$&'()*+,;=:@~"
+"""What stands in a web server's URIs as it is, beside letters and digits."""
+READ_ONLY = "are only read: give a bucket or a folder."
 PART_BYTES = 64 << 20
 """Of a file written in parts; S3 takes 10,000 parts (Amazon S3 user guide, "Multipart upload")."""
 
@@ -73,7 +79,7 @@ def split_uri(uri: str) -> tuple[str, str]:
         return (root or ("/" if slash else "."), key)
     if root.endswith(":/") or not key:
         raise SettingsError(f"{shown_uri(uri)} names no object: give scheme://bucket/path/name.")
-    return root, key
+    return root, unquote(key) if uri.startswith(WEB) else key
 
 
 def shown_uri(uri: str) -> str:
@@ -135,7 +141,8 @@ class Store:
         path = unquote(parts.path) if web else uri.partition("://")[2].partition("/")[2]
         path = path.strip("/")
         bucket = f"{parts.scheme}://{parts.netloc}" if web else parts.netloc
-        root = f"{parts.scheme}://{parts.netloc}" + (f"/{path}" if path else "")
+        root = f"{parts.scheme}://{parts.netloc}"
+        root += f"/{quote(path, safe=PLAIN) if web else path}" if path else ""
         return cls(uri=root, scheme=cast(Scheme, parts.scheme), bucket=bucket, prefix=path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,7 +150,8 @@ class Store:
 
     def uri_of(self, key: str) -> str:
         """Full URI of the object at `key`."""
-        return f"{self.uri}/{key}" if key else self.uri
+        shown = quote(key, safe=PLAIN) if self.scheme in ("http", "https") else key
+        return f"{self.uri}/{shown}" if key else self.uri
 
     def head(self, key: str) -> ObjectInfo:
         """Size and version of one object. Raises NotFoundError, AccessError, UnreachableError."""
@@ -161,10 +169,7 @@ class Store:
         An empty or absent folder yields nothing; an absent bucket raises NotFoundError. A listing
         that breaks off goes on after the last object that came.
         """
-        if self.scheme in ("http", "https"):
-            raise SettingsError(
-                f"{self.uri_of(prefix)}: web servers can't be listed; name each slide."
-            )
+        self._not_on_the_web(prefix, "can't be listed: name each slide.")
         if not cuts or self.scheme not in ("s3", "gs"):
             yield from self._between(prefix, None, None)
             return
@@ -273,6 +278,7 @@ class Store:
                 f"{self.uri_of(key)} would be {len(data)} bytes, past the 5 GiB of one PUT: "
                 "use a larger stride or tissue threshold for this slide."
             )
+        self._not_on_the_web(key, READ_ONLY)
         mode: Any = "create" if if_absent else "overwrite"
         if if_match is not None:
             mode = self._mode_over(key, if_match)
@@ -288,17 +294,21 @@ class Store:
 
         Replaces what stands there: parts know no conditions.
         """
+        self._not_on_the_web(key, READ_ONLY)
         self._call(
             key, "write", lambda b, target: obstore.put(b, target, path, chunk_size=PART_BYTES)
         )
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; absent ones are no error."""
-        paths = [self._path(key) for key in keys]
+        named = list(keys)
+        paths = [self._path(key) for key in named]
         if not paths:
             return
+        self._not_on_the_web(named[0], READ_ONLY)
+        where = named[0] if len(named) == 1 else ""
         try:
-            self._call("", "delete", lambda b, _: obstore.delete(b, paths))
+            self._call(where, "delete", lambda b, _: obstore.delete(b, paths))
         except NotFoundError:
             if len(paths) > 1:  # a local folder stops at the first absent file
                 for path in paths:
@@ -340,8 +350,8 @@ class Store:
     def _mode_over(self, key: str, etag: str) -> Any:
         """The mode of a put that replaces version `etag` of `key` and no other."""
         if self.scheme not in ("file", "gs") and not etag.startswith("~"):
-            # Unquoted: Ceph's gateway takes no other form on PUT, and the clouds take both.
-            return {"e_tag": etag}
+            # Unquoted: Ceph's gateway takes no other form on PUT, and AWS takes both.
+            return {"e_tag": f'"{etag}"' if self.scheme == "az" else etag}
         meta = cast(dict[str, Any], self._call(key, "read", obstore.head))
         if etag_of(meta) != etag:
             raise PreconditionError(f"{self.uri_of(key)} is no longer version {etag}.")
@@ -372,12 +382,17 @@ class Store:
         except StoreError:
             raise
         except CLIENT_ERRORS as error:
+            where = self.uri_of(key)
+            ours = translated(error, where, verb, scheme=self.scheme, bucket=self.bucket)
+            refused = verb == "read" and isinstance(error, PermissionDeniedError)
+            if self.scheme == "s3" and refused and absent(self._backends[retries], self._path(key)):
+                ours = NotFoundError(f"{where} does not exist; check the URI.")
             # Not `from error`: a client's words may hold a signed URL, and a worker logs causes.
-            raise self._translated(error, key, verb) from None
+            raise ours from None
 
-    def _translated(self, error: Exception, key: str, verb: str) -> StoreError:
-        where = self.uri_of(key)
-        return translated(error, where, verb, scheme=self.scheme, bucket=self.bucket)
+    def _not_on_the_web(self, key: str, why: str) -> None:
+        if self.scheme in ("http", "https"):
+            raise SettingsError(f"{self.uri_of(key)}: web servers {why}")
 
 
 def _pause(attempt: int) -> None:

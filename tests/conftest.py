@@ -10,10 +10,13 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
+from tests.servers import azurite
 from tests.servers import ceph as ceph_server
+from tests.servers.azurite import AzureServer, Azurite
 from tests.servers.ceph import CephCluster
 from tests.servers.moto import MotoServer
 from tests.servers.s3 import S3Server
+from tests.servers.tls import write_authority
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 1 << 30
@@ -56,6 +59,22 @@ def ceph_cluster() -> Iterator[CephCluster]:
     cluster.start()
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def azure_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    """Azurite for the whole session. Mark the test `azurite`."""
+    if azurite.missing():
+        _absent("HISTORAY_REQUIRE_AZURITE", f"no {azurite.PROGRAM} here: {azurite.INSTALL}")
+    server = Azurite(tmp_path_factory.mktemp("azurite"))
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Certificates of our own: (the one to trust, the one that `https` serves with)."""
+    return write_authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_doctor_tells_who_may_list_but_not_read(tmp_path: Path) -> None:
     assert outcome.code == 1
     findings = {item["what"]: item for item in outcome.json["findings"]}
     assert not findings["slides"]["ok"]
-    assert "a.svs refused to read" in findings["slides"]["sentence"]
+    assert "s3:GetObject on s3://lab/a.svs is refused" in findings["slides"]["sentence"]
 
 
 @pytest.mark.timeout(200)

@@ -53,6 +53,22 @@ def test_values_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -
     assert redacted(text) == "***, ***, ***, test"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_SSE_CUSTOMER_KEY_BASE64",
+        "AZURE_ENCRYPTION_KEY",
+        "AZURE_STORAGE_ACCESS_KEY",
+        "AZURE_STORAGE_MASTER_KEY",
+        "AZURE_STORAGE_SAS_TOKEN",
+        "GOOGLE_BEARER_TOKEN",
+    ],
+)
+def test_what_opens_a_store_is_hidden(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "hunter2hunter2")
+    assert redacted("it was hunter2hunter2.") == "it was ***."
+
+
 WORDS = ("s3://b/a", "b.svs", "sig", "signature", "?", "&", "no@one", "bearer", "token:", "é")
 
 

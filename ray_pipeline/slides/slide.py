@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Protocol
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from ray_pipeline.slides.levels import Level, Mpp, Overview
 from ray_pipeline.slides.tiff import index_tiff
 from ray_pipeline.slides.tiff_header import open_tiff
 from ray_pipeline.slides.tiled import TiledSlide
-from ray_pipeline.store import ObjectInfo, Store, split_uri
+from ray_pipeline.store import WEB, ObjectInfo, Store, split_uri
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".dcm")
 """Objects with these endings (any case) are slides when a prefix is listed."""
@@ -174,6 +175,7 @@ def slide_objects(uri: str) -> tuple[Store, list[ObjectInfo], str]:
 def slide_id_of(uri: str) -> str:
     """The id of a slide that nobody gave one: a file's stem, a folder's name."""
     name = uri.rstrip("/").rpartition("/")[2]
+    name = unquote(name) if uri.startswith(WEB) else name
     return name.rpartition(".")[0] or name if name.lower().endswith(SLIDE_SUFFIXES) else name
 
 

@@ -6,14 +6,17 @@ no privileges. The daemons are children of this process and end with it.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.servers.moto import answers
 from tests.servers.s3 import S3Server, free_port
@@ -25,6 +28,8 @@ PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "monmapt
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 ACCESS_KEY, SECRET_KEY = "historay-test-key", "historay-test-secret"
+KMS_KEY = "historay-test-kms"
+"""The one key of the key service that the gateway plays itself."""
 
 # One replica on one host with authentication between the daemons off: what a test may do and
 # no one else should. Socket paths must stay short (108 bytes), so the folder is in /tmp.
@@ -62,6 +67,9 @@ memstore device bytes = {memory_bytes}
 rgw frontends = beast endpoint=127.0.0.1:{rgw_port}
 rgw thread pool size = 64
 rgw data = {folder}/rgw
+rgw crypt require ssl = false
+rgw crypt s3 kms backend = testing
+rgw crypt s3 kms encryption keys = {kms_key}=dGhlIHRlc3RzJyBvd24ga2V5LCBvZiAyNTYgYml0cyE=
 debug rgw = 0
 """
 
@@ -106,6 +114,25 @@ class CephCluster:
         self._spawn("client.rgw", "radosgw", "-n", "client.rgw")
         self._wait("client.rgw", lambda: answers(self.server.endpoint_url))
 
+    def user(self) -> S3Server:
+        """The gateway as somebody new sees it, who may do nothing with buckets of others."""
+        name = f"user-{uuid.uuid4().hex[:12]}"
+        secret = uuid.uuid4().hex
+        keys = ["--access-key", name, "--secret-key", secret]
+        self._run(
+            *("radosgw-admin", "user", "create", "--uid", name, "--display-name", name),
+            *(*keys, "--no-mon-config"),
+        )
+        return replace(self.server, access_key=name, secret_key=secret)
+
+    def grant(self, user: S3Server, policy: Mapping[str, Any]) -> None:
+        """Let `user` do what the policy says, and nothing else."""
+        identities = self.server.client("iam")
+        identities.put_user_policy(
+            UserName=user.access_key, PolicyName="tests", PolicyDocument=json.dumps(policy)
+        )
+        identities.close()
+
     def kill_gateway(self) -> None:
         """SIGKILL the gateway, as a crash would; objects stay in the store behind it."""
         process = self._processes.pop("client.rgw")
@@ -134,6 +161,7 @@ class CephCluster:
                 folder=folder,
                 mon_port=mon_port,
                 rgw_port=self._rgw_port,
+                kms_key=KMS_KEY,
                 memory_bytes=self._memory_bytes,
             )
         )
@@ -156,7 +184,8 @@ class CephCluster:
         self._wait("osd.0", lambda: "1 up" in self._ceph("osd", "stat"))
         user = ["user", "create", "--uid", "test", "--display-name", "test"]
         keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]
-        self._run("radosgw-admin", *user, *keys, "--no-mon-config")
+        caps = ["--caps", "user-policy=*"]
+        self._run("radosgw-admin", *user, *keys, *caps, "--no-mon-config")
 
     def _ceph(self, *command: str) -> str:
         """What the monitor answers; nothing where it does not, or refuses for now."""

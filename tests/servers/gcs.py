@@ -15,7 +15,9 @@ from typing import ClassVar
 from tests.servers.memory import Conditions, MemoryBucket, serving
 
 
-class _Bucket(MemoryBucket):
+class GcsBucket(MemoryBucket):
+    """One request."""
+
     generations: ClassVar[Iterator[int]]
     lock: ClassVar[Lock]
 
@@ -39,4 +41,4 @@ class _Bucket(MemoryBucket):
 
 def gcs_bucket(conditions: Conditions = "honoured") -> AbstractContextManager[str]:
     """A server on a free loopback port, as STORAGE_EMULATOR_HOST wants it told."""
-    return serving(_Bucket, conditions=conditions, objects={}, generations=count(1), lock=Lock())
+    return serving(GcsBucket, conditions=conditions, objects={}, generations=count(1), lock=Lock())

@@ -42,10 +42,10 @@ class S3Server:
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
         }
 
-    def client(self) -> Any:
+    def client(self, service: str = "s3") -> Any:
         """A boto3 client, for looking at the server from outside historay."""
         return boto3.client(
-            "s3",
+            service,
             endpoint_url=self.endpoint_url,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
