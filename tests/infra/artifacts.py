@@ -29,11 +29,12 @@ def version() -> str:
 
 
 def source_files() -> set[str]:
-    """The files of the packages, relative to the root."""
+    """The files that the packages must have, relative to the root."""
     found = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
-    return {
-        str(path.relative_to(ROOT)) for path in found if path.is_file() and path.suffix != ".pyc"
-    }
+    files = (path for path in found if path.is_file() and path.suffix != ".pyc")
+    # Without the marker nobody's type checker looks at our types, and nothing else tells.
+    typed = (f"{package}/py.typed" for package in PACKAGES)
+    return {*typed, *(str(path.relative_to(ROOT)) for path in files)}
 
 
 def wheel_problems(wheel: Path) -> Iterator[str]:

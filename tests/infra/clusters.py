@@ -8,13 +8,17 @@ not encrypted, or open. So these are held against the clouds' own descriptions o
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import botocore.session
+import click
 import jsonschema
 import ray.autoscaler
 from botocore.validate import ParamValidator
@@ -24,6 +28,14 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray_pipeline.settings import JobSettings
 
 SCHEMA = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
+RAYS_REFUSALS = (
+    click.ClickException,
+    jsonschema.ValidationError,
+    AssertionError,
+    KeyError,
+    NotImplementedError,
+    ValueError,
+)
 HEAD_VARIABLES = ("RAY_AUTH_MODE=token", "RAY_JOB_STOP_WAIT_TIME_S=", "HISTORAY_CACHE=")
 WORKER_VARIABLES = ("RAY_AUTH_MODE=token", "HISTORAY_CACHE=")
 
@@ -31,8 +43,10 @@ WORKER_VARIABLES = ("RAY_AUTH_MODE=token", "HISTORAY_CACHE=")
 def cluster_problems(cluster: Any) -> list[str]:
     """One sentence for each thing that is wrong with a cluster file; none where all is well."""
     try:
-        validate_config(prepare_config(copy.deepcopy(cluster)))
-    except (jsonschema.ValidationError, ValueError, KeyError, AssertionError) as error:
+        # Ray prints what it warns of.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            validate_config(prepare_config(copy.deepcopy(cluster)))
+    except RAYS_REFUSALS as error:
         return [f"Ray refuses it: {str(error).splitlines()[0]}"]
     return list(_problems(cluster))
 
@@ -71,8 +85,8 @@ def _auth_problems(cluster: dict[str, Any]) -> Iterator[str]:
         yield "auth.ssh_private_key is missing: Ray would make a key of its own"
     if "~/.ray/auth_token" not in cluster.get("file_mounts", {}):
         yield "file_mounts lacks ~/.ray/auth_token: nodes could not speak to each other"
-    for key, value in _leaves(cluster):
-        if re.search(r"(?i)secret|password|access_?key|gcp_credentials", key):
+    for key, value in _said(cluster):
+        if re.search(r"(?i)secret|password|access_?key|credentials", key):
             yield f"{key} has no place in a file: give nodes a role"
         if re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|\"private_key\"", str(value)):
             yield f"{key} holds a secret"
@@ -97,13 +111,26 @@ def _start_problems(cluster: dict[str, Any]) -> Iterator[str]:
         yield f"RAY_JOB_STOP_WAIT_TIME_S is not above stop_grace_s, {grace_s:g} s"
 
 
+@cache
+def _run_instances() -> Any:
+    model = botocore.session.Session().get_service_model("ec2")
+    return model.operation_model("RunInstances").input_shape
+
+
+@cache
+def _compute_schemas() -> dict[str, Any]:
+    schemas: dict[str, Any] = json.loads(get_static_doc("compute", "v1"))["schemas"]
+    return schemas
+
+
 def _aws_problems(node: dict[str, Any], is_head: bool) -> Iterator[str]:
     request = {key: value for key, value in node.items() if key != "SubnetIds"}
     # What Ray adds to the request by itself.
     request |= {"MinCount": 1, "MaxCount": 1, "SubnetId": "".join(node.get("SubnetIds", [])[:1])}
-    model = botocore.session.Session().get_service_model("ec2")
-    report = ParamValidator().validate(request, model.operation_model("RunInstances").input_shape)
-    yield from report.generate_report().splitlines()
+    report = ParamValidator().validate(request, _run_instances())
+    if report.has_errors():
+        yield from report.generate_report().splitlines()
+        return
     for key, why in (
         (
             "IamInstanceProfile",
@@ -132,8 +159,10 @@ def _aws_problems(node: dict[str, Any], is_head: bool) -> Iterator[str]:
 
 
 def _gcp_problems(node: dict[str, Any], is_head: bool) -> Iterator[str]:
-    schemas = json.loads(get_static_doc("compute", "v1"))["schemas"]
-    yield from _unlike(node, {"$ref": "Instance"}, schemas, "")
+    schemas = _compute_schemas()
+    if unlike := list(_unlike(node, {"$ref": "Instance"}, schemas, "")):
+        yield from unlike
+        return
     accounts = node.get("serviceAccounts", [])
     if len(accounts) != 1:
         yield "serviceAccounts does not name one: the project's own may do nearly anything"
@@ -142,10 +171,8 @@ def _gcp_problems(node: dict[str, Any], is_head: bool) -> Iterator[str]:
         yield "networkInterfaces is missing: Ray would give it a public address"
     if any("accessConfigs" in interface for interface in interfaces):
         yield "a network interface has a public address"
-    items = {
-        item.get("key"): item.get("value") for item in node.get("metadata", {}).get("items", [])
-    }
-    if items.get("block-project-ssh-keys") != "true":
+    items = node.get("metadata", {}).get("items", [])
+    if {"key": "block-project-ssh-keys", "value": "true"} not in items:
         yield "the project's SSH keys open it: block-project-ssh-keys"
     shielded = node.get("shieldedInstanceConfig", {})
     for key in ("enableSecureBoot", "enableVtpm", "enableIntegrityMonitoring"):
@@ -160,7 +187,12 @@ def _gcp_problems(node: dict[str, Any], is_head: bool) -> Iterator[str]:
         yield "a spot machine that was taken away is stopped, not deleted, and its disk costs"
 
 
-_JSON_TYPES = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+}
 
 
 def _unlike(said: Any, schema: Any, schemas: dict[str, Any], where: str) -> Iterator[str]:
@@ -197,12 +229,13 @@ def _unlike_value(said: Any, schema: dict[str, Any], place: str) -> Iterator[str
         yield f"{place} is '{said}', none of {', '.join(schema['enum'])}"
 
 
-def _leaves(said: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(said, dict):
-        for name, value in said.items():
-            yield from _leaves(value, str(name))
-    elif isinstance(said, list):
-        for value in said:
-            yield from _leaves(value, key)
-    else:
-        yield key, said
+def _said(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at all levels, and the items of lists with the list's key."""
+    inner: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = [(key, item) for item in value]
+    yield key, "" if isinstance(value, dict | list) else value
+    for name, item in inner:
+        yield from _said(item, str(name))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from serve_app.settings import ServiceSettings
 
 TARGETS = ("batch", "serve")
-EXACT_TAG = r"[\w./-]+:\d+\.\d+\.\d+(-[\w.]+)?(@sha256:[0-9a-f]{64})?"
+EXACT_TAG = r"[\w./-]+:\d+\.\d+\.\d+(-[\w.-]+)?(@sha256:[0-9a-f]{64})?"
 """A tag that says the patch version; a digest is better still."""
 SECRET = r"(?i)token|secret|passw|credential|api_?key|access_?key"
 

@@ -45,7 +45,7 @@ def cluster(ec2: Any) -> dict[str, Any]:
         profile = f"{name}-{uuid.uuid4()}"
         iam.create_instance_profile(InstanceProfileName=profile)
         text = text.replace(f"EDIT-{name.upper()}-PROFILE", profile)
-    ec2.import_key_pair(KeyName=(key := f"key-{uuid.uuid4()}"), PublicKeyMaterial=b"ssh-rsa AAAA")
+    ec2.create_key_pair(KeyName=(key := f"key-{uuid.uuid4()}"))
     image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     read = read_yaml(text.replace("EDIT-KEY-NAME", key).replace("EDIT-AMI", image))
     prepared: dict[str, Any] = prepare_config(read)
@@ -53,16 +53,19 @@ def cluster(ec2: Any) -> dict[str, Any]:
     return prepared
 
 
+@pytest.mark.slow
 def test_ray_launches_what_the_file_says_and_makes_nothing_besides(
     ec2: Any, cluster: dict[str, Any]
 ) -> None:
     groups, iam = ec2.describe_security_groups()["SecurityGroups"], boto3.client("iam")
     roles, keys = iam.list_roles()["Roles"], ec2.describe_key_pairs()["KeyPairs"]
-    resolved = bootstrap_aws(cluster)
+    resolved = bootstrap_aws(cluster)  # type: ignore[no-untyped-call]
     assert ec2.describe_security_groups()["SecurityGroups"] == groups
     assert iam.list_roles()["Roles"] == roles
     assert ec2.describe_key_pairs()["KeyPairs"] == keys
-    provider = AWSNodeProvider(resolved["provider"], str(uuid.uuid4()))
+    provider = AWSNodeProvider(  # type: ignore[no-untyped-call]
+        resolved["provider"], str(uuid.uuid4())
+    )
     for name, lifecycle in (("head", None), ("worker", "spot")):
         asked = resolved["available_node_types"][name]["node_config"]
         (made,) = provider.create_node(asked, {"ray-node-type": name}, 1)

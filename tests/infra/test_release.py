@@ -91,7 +91,7 @@ def test_archives_that_are_whole_pass(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_bill_that_is_not_whole_is_found() -> None:
     installed = {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
-    some = [installed[name] for name in ("ray", "torch", "pydantic")]
+    some = [installed[canonicalize_name(name)] for name in ("ray", "torch", "pydantic")]
     parts: list[dict[str, Any]] = [
         {"name": one.metadata["Name"], "version": one.version, "purl": "pkg:pypi/x"} for one in some
     ]

@@ -62,7 +62,7 @@ SILENT = [
 LOUD = [
     ("proxy_location", "Nowhere", "proxy_location"),
     ("http_options.port", "eighty", "http_options.port"),
-    ("applications.0.route_prefix", "no-slash", "route_prefix"),
+    ("target_capacity", 200, "target_capacity"),
     ("applications.0.import_path", None, "import_path"),
 ]
 
