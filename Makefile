@@ -8,12 +8,14 @@ ARGS ?=
 # Of `make chaos`: how long things are killed, and the seed of what is drawn.
 MINUTES ?= 3
 SEED ?= 1
+# Of `make check-infra`: the manifests that you edited.
+FILES ?= $(wildcard infra/vm/*.yaml infra/jobs/*.yaml infra/serve/*.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all chaos lint format lock clean
+.PHONY: help demo test test-all chaos lint format lock check-infra release-check audit clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## three synthetic slides become embeddings; a query over them
 	$(BIN)/historay demo
@@ -40,6 +42,15 @@ format: $(INSTALLED)  ## put the code in order
 lock: $(INSTALLED)  ## write constraints.txt anew (versions already there are kept; delete a line to move it)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --quiet \
 	    --no-header --no-annotate --output-file constraints.txt
+
+check-infra: $(INSTALLED)  ## what is wrong with manifests, and what is left to edit (FILES="infra/vm/aws.yaml ...")
+	@$(BIN)/python -m tests.infra.check $(FILES)
+
+release-check: $(INSTALLED)  ## wheel, sdist and bill of materials into dist/; both run the demo
+	.ci/release
+
+audit: $(INSTALLED)  ## known vulnerabilities in what constraints.txt pins (asks pypi.org)
+	.ci/audit
 
 clean:  ## remove .venv, caches and what the demo wrote
 	rm -rf .venv build dist *.egg-info demo-output \

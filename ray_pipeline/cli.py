@@ -314,6 +314,19 @@ def convert(
     _say(f"{target}: weights digest {digest}")
 
 
+@weights_app.command()
+def fetch(
+    source: Annotated[str, typer.Argument(help="The weights' URI in a store.")],
+    target: Annotated[str, typer.Argument(help="Path of the file to write.")],
+    sha256: Annotated[str, typer.Option(help="SHA-256 that the file must have, 64 hex digits.")],
+) -> None:
+    """Bring weights from a store to this machine, and refuse any but those of the digest given."""
+    from ray_pipeline.encoders.weights import fetch_weights  # noqa: PLC0415
+
+    fetched = fetch_weights(source, Path(target), sha256)
+    _say(f"{target}: {'fetched' if fetched else 'there already'}, SHA-256 as asked for")
+
+
 @app.command()
 @with_settings_flags
 def doctor(config: Config = None, as_json: AsJson = False, *, flags: dict[str, Any]) -> None:

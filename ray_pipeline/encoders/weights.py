@@ -1,7 +1,8 @@
 """Where weights come from: the hub's local cache, a file, a store, or a seeded generator.
 
 `resolve_weights` finds them and their version without reading them; `local_file` brings them to
-this machine's disk. Neither needs torch, so a finished job can be recognised without it.
+this machine's disk, `fetch_weights` to a file of your choice. None needs torch, so a finished job
+can be recognised without it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -126,6 +128,43 @@ def local_file(spec: ModelSpec, source: WeightsSource) -> Path:
     return target
 
 
+def fetch_weights(uri: str, target: Path, sha256: str) -> bool:
+    """Bring the object at `uri` to `target`, which then has the SHA-256 (64 hex digits) asked for.
+
+    Comes back with False, and asks nobody, where `target` has it already; concurrent processes of
+    one machine wait for one of them. Where this fails, `target` is as it was. Raises SettingsError
+    for a digest that is none, StoreError, and WeightsError where the object is another or the file
+    can't be written.
+    """
+    asked = sha256.lower()
+    if not re.fullmatch("[0-9a-f]{64}", asked):
+        raise SettingsError(f"sha256 '{sha256}' is no SHA-256: give 64 hex digits.")
+    root, key = split_uri(uri)
+    store = Store.open(root)
+    part, lock_file = (target.with_name(f"{target.name}.{end}") for end in ("part", "lock"))
+    try:
+        if target.exists() and _sha256(target) == asked:
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with lock_file.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if target.exists() and _sha256(target) == asked:
+                return False
+            _download(store, key, store.head(key).etag, part)
+            if (found := _sha256(part)) != asked:
+                part.unlink()
+                raise WeightsError(
+                    f"{store.uri_of(key)} is not what was asked for (its SHA-256 is "
+                    f"{found[:12]}..., not {asked[:12]}...): check both, for one was changed."
+                )
+            part.replace(target)
+    except OSError as error:
+        raise WeightsError(
+            f"{target} can't be written ({error.strerror}): give another place, or free some space."
+        ) from error
+    return True
+
+
 def check_original(spec: ModelSpec, path: Path) -> None:
     """Compare a pickle's SHA-256 with the registry's, where that knows it. Raises WeightsError.
 
@@ -134,8 +173,7 @@ def check_original(spec: ModelSpec, path: Path) -> None:
     if spec.weights_sha256 is None or _suffix(path.name) not in PICKLE_SUFFIXES:
         return
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _sha256(path)
     except OSError as error:
         raise WeightsError(f"{path} can't be read ({error.strerror}): check the file.") from error
     if found != spec.weights_sha256:
@@ -144,6 +182,11 @@ def check_original(spec: ModelSpec, path: Path) -> None:
             f"{found[:12]}..., not {spec.weights_sha256[:12]}...): download it again, or give "
             "weights you changed on purpose as .safetensors."
         )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_hub_cache(spec: ModelSpec) -> WeightsSource:

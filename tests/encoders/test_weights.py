@@ -20,11 +20,12 @@ from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import ModelSpec
 from ray_pipeline.encoders.weights import (
     check_original,
+    fetch_weights,
     local_file,
     resolve_weights,
     weights_cache_key,
 )
-from ray_pipeline.errors import WeightsError
+from ray_pipeline.errors import NotFoundError, SettingsError, WeightsError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -246,6 +247,41 @@ def test_object_replaced_after_it_was_resolved_is_refused(spec: ModelSpec, web: 
     web.etag = "two"
     with pytest.raises(WeightsError, match="was replaced"):
         local_file(spec, source)
+
+
+def test_weights_of_a_digest_are_fetched_once(web: WebStore, tmp_path: Path) -> None:
+    web.body = bytes(range(256)) * 20
+    digest = hashlib.sha256(web.body).hexdigest()
+    target = tmp_path / "mounted" / "w.safetensors"
+    assert fetch_weights(web.uri, target, digest.upper())
+    assert target.read_bytes() == web.body
+    gets = web.gets
+    assert not fetch_weights(web.uri, target, digest)
+    assert web.gets == gets
+    assert [path.name for path in target.parent.glob("*.part")] == []
+
+
+def test_weights_of_another_digest_change_nothing(web: WebStore, tmp_path: Path) -> None:
+    web.body = b"what somebody else put there"
+    target = tmp_path / "w.safetensors"
+    target.write_bytes(b"before")
+    wanted = hashlib.sha256(b"what was asked for").hexdigest()
+    with pytest.raises(WeightsError, match="is not what was asked for") as caught:
+        fetch_weights(web.uri, target, wanted)
+    assert wanted[:12] in str(caught.value)
+    assert target.read_bytes() == b"before"
+    assert not target.with_name("w.safetensors.part").exists()
+
+
+def test_what_can_not_be_fetched_is_told(web: WebStore, tmp_path: Path) -> None:
+    digest = "0" * 64
+    with pytest.raises(SettingsError, match="give 64 hex digits"):
+        fetch_weights(web.uri, tmp_path / "w", "0" * 63)
+    with pytest.raises(NotFoundError):
+        fetch_weights(web.uri.replace("w.safe", "v.safe"), tmp_path / "w", digest)
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match="give another place"):
+        fetch_weights(web.uri, tmp_path / "file" / "w", digest)
 
 
 def test_absent_object_tells_the_three_ways(spec: ModelSpec, web: WebStore) -> None:

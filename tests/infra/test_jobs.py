@@ -1,0 +1,115 @@
+"""The job files and the script that submits them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ray_pipeline.errors import SettingsError
+from ray_pipeline.settings import load_settings
+from ray_pipeline.synthetic import write_slide
+from tests.conftest import ROOT
+from tests.infra.placeholders import placeholders
+from tests.infra.programs import BIN, run_program
+from tests.servers.ray_head import ray_head
+
+FOLDER = ROOT / "infra" / "jobs"
+SUBMIT = FOLDER / "submit.sh"
+README = (FOLDER / "README.md").read_text()
+JOBS = sorted(FOLDER.glob("*.yaml"))
+
+
+def submit(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
+    return subprocess.run(
+        [str(SUBMIT), *args], env=env, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_the_settings_of_a_job_file_are_valid(job: Path) -> None:
+    settings = load_settings(str(job), {})
+    assert settings.autoscaling, "the cluster has no worker before a job wants one"
+    assert settings.log_format == "json"
+    assert f"`{job.name}`" in README
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ("encoders:", "encodres:", "did you mean 'encoders'"),
+        ("model: h-optimus-0", "model: h-optimus-0\nmodel: uni", "twice"),
+        ("readers: ", "readers: -", "readers"),
+        ("output:", "# output:", "'output' is missing"),
+    ],
+)
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_what_is_planted_in_a_job_file_is_found(
+    job: Path, before: str, after: str, sentence: str, tmp_path: Path
+) -> None:
+    text = job.read_text()
+    assert before in text
+    planted = tmp_path / "job.yaml"
+    planted.write_text(text.replace(before, after))
+    with pytest.raises(SettingsError, match=re.escape(sentence)):
+        load_settings(str(planted), {})
+
+
+def test_the_linter_has_nothing_to_say_of_the_script_and_finds_what_is_planted() -> None:
+    text = SUBMIT.read_text()
+    assert text.splitlines()[0] == "#!/usr/bin/env bash"
+    assert "\nset -euo pipefail\n" in text
+    assert os.access(SUBMIT, os.X_OK)
+    outcome = run_program("shellcheck", "-", text=text)
+    assert outcome.returncode == 0, outcome.stdout
+    unquoted = run_program(
+        "shellcheck",
+        "-",
+        text=text.replace('rm -rf -- "$folder"', "rm -rf $folder").replace(
+            'cp -- "$job" "$folder/job.yaml"', "cp -- $job $folder/job.yaml"
+        ),
+    )
+    assert "SC2086" in unquoted.stdout
+
+
+def test_nothing_is_submitted_that_can_not_be_meant(tmp_path: Path) -> None:
+    nothing = submit()
+    assert (nothing.returncode, nothing.stderr[:6]) == (2, "usage:")
+    absent = submit(str(tmp_path / "absent.yaml"))
+    assert absent.returncode == 2
+    assert "is no file" in absent.stderr
+    for job in JOBS:
+        unedited = submit(str(job))
+        assert unedited.returncode == 2
+        assert "edit these lines first" in unedited.stderr
+        assert all(word in unedited.stderr for word in placeholders(job.read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_script_runs_a_job_on_a_cluster_and_the_same_command_resumes_it(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    write_slide(slides / "a.svs", width_px=1024, height_px=1024, seed=1)
+    (slides / "b.svs").write_bytes(b"no slide")
+    job = tmp_path / "my job.yaml"
+    job.write_text(f"slides: {slides}/\noutput: {tmp_path}/out\nmodel: toy\nlog_format: json\n")
+    installed = {"PYTHONPATH": str(ROOT)}
+    with ray_head(tmp_path / "head.log", jobs=True, environment=installed) as head:
+        first = submit(str(job), **head.env)
+        told = first.stdout + first.stderr
+        assert first.returncode == 1, told
+        assert "job my-job-2" in first.stderr
+        assert "1 slides done (0 empty), 0 finished before, 1 failed" in told
+        assert "exit code 3" in told
+        # The README: the same command resumes, and a flag of `embed` goes along.
+        shutil.copyfile(slides / "a.svs", slides / "b.svs")
+        again = submit(str(job), "--retry", "not-a-slide", **head.env)
+        told = again.stdout + again.stderr
+        assert again.returncode == 0, told
+        assert "1 slides done (0 empty), 1 finished before, 0 failed" in told
