@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +33,12 @@ class H5adWriter:
         them. The vectors are streamed into the file after the rest of it is written.
         """
         obs = slide.table(["tile", "x", "y", "tissue"]).to_pandas()
-        obs.insert(0, "slide_id", self._pandas.Categorical([slide.slide_id] * len(obs)))
-        obs.index = [f"{slide.slide_id}:{tile}" for tile in obs["tile"]]
-        var = self._pandas.DataFrame(index=[str(number) for number in range(slide.dim)])
+        ids = self._pandas.Categorical.from_codes(
+            np.zeros(len(obs), np.int8), categories=self._texts([slide.slide_id])
+        )
+        obs.insert(0, "slide_id", ids)
+        obs.index = self._texts([f"{slide.slide_id}:{tile}" for tile in obs["tile"]])
+        var = self._pandas.DataFrame(index=self._texts([str(i) for i in range(slide.dim)]))
         centres = obs[["x", "y"]].to_numpy(np.float64) + slide.size_l0 / 2
         data = self._anndata.AnnData(
             obs=obs, var=var, obsm={"spatial": centres}, uns={"historay": slide.facts()}
@@ -48,3 +52,7 @@ class H5adWriter:
             for vectors in slide.vectors():
                 matrix[start : start + len(vectors)] = vectors
                 start += len(vectors)
+
+    def _texts(self, texts: list[str]) -> Any:
+        # Objects: not every anndata can write the Arrow strings that pandas makes of its own.
+        return self._pandas.Index(texts, dtype=object)

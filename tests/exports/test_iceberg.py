@@ -21,7 +21,9 @@ from tests.servers.s3 import S3Server
 
 def opened(path: Path, **said: str) -> Any:
     """The table, opened by what a user of Iceberg has in hand."""
-    catalog = SqlCatalog("historay", uri=f"sqlite:///{path / 'catalog.db'}", warehouse="unused", **said)
+    catalog = SqlCatalog(
+        "historay", uri=f"sqlite:///{path / 'catalog.db'}", warehouse="unused", **said
+    )
     return catalog.load_table(f"historay.recipe_{RECIPE_FP}")
 
 
