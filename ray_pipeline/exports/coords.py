@@ -142,8 +142,8 @@ def _inside(
         size = np.ravel(told["level_dim"]) * np.ravel(told["downsample"])
     else:
         return np.ones(len(xy), bool)
-    inside: npt.NDArray[np.bool_] = ((xy >= 0) & (xy + size_l0 <= size)).all(axis=1)
-    return inside
+    inside = (xy >= 0) & (xy + size_l0 <= size)
+    return inside[:, 0] & inside[:, 1]
 
 
 def _plain(value: Any) -> Any:

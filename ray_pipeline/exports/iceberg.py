@@ -25,8 +25,8 @@ CATALOG = "catalog.db"
 class IcebergTable:
     """The table `historay.recipe_<fp>` of the catalogue `<out>/catalog.db`."""
 
-    slides_at_once = 256
-    """Slides of one snapshot."""
+    slides_at_once = 128
+    """Slides of one snapshot: past 200 ids a filter no longer tells which files it is about."""
 
     def __init__(self, output: Store, recipe_fp: str, root: Store) -> None:
         if root.scheme != "file":
@@ -86,12 +86,13 @@ class IcebergTable:
             yield slide, ends[slide.slide_id]
 
     def _commit(self, slides: Sequence[Committed], earlier: list[str]) -> None:
-        from pyiceberg.expressions import In  # noqa: PLC0415
+        from pyiceberg import expressions  # noqa: PLC0415
 
+        is_in: Any = expressions.In  # its types tell of the validated model only
         try:
             with self._table.transaction() as transaction:
                 if earlier:
-                    transaction.delete(In("slide_id", earlier))
+                    transaction.delete(is_in("slide_id", earlier))
                 transaction.add_files(
                     [self._path(slide) for slide in slides], check_duplicate_files=False
                 )

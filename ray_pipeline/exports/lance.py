@@ -81,15 +81,15 @@ class LanceTable:
             raise broken[0] if broken else self._refused(error) from None
 
     def _commit(self, fragments: list[Any], schema: pa.Schema, earlier: list[str]) -> None:
-        operation, standing = self._lance.LanceOperation, self._standing()
+        change, version = self._lance.LanceOperation, None
+        operation: Any = change.Overwrite(schema, fragments)
+        standing = self._standing()
         try:
             if standing is not None and earlier:
                 ids = ", ".join("'" + one.replace("'", "''") + "'" for one in earlier)
                 standing.delete(f"slide_id in ({ids})")
-            if standing is None:
-                operation, version = operation.Overwrite(schema, fragments), None
-            else:
-                operation, version = operation.Append(fragments), standing.version
+            if standing is not None:
+                operation, version = change.Append(fragments), standing.version
             self._lance.LanceDataset.commit(
                 self._uri, operation, read_version=version, storage_options=self._options
             )

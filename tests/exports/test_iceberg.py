@@ -27,8 +27,13 @@ def opened(path: Path, **said: str) -> Any:
     return catalog.load_table(f"historay.recipe_{RECIPE_FP}")
 
 
+def of(slide_id: str) -> Any:
+    equal: Any = EqualTo  # its types tell of the validated model only
+    return equal("slide_id", slide_id)
+
+
 def check(store: Store, path: Path, slide_id: str) -> None:
-    rows = opened(path).scan(EqualTo("slide_id", slide_id)).to_arrow().sort_by("tile")
+    rows = opened(path).scan(of(slide_id)).to_arrow().sort_by("tile")
     expected = columns(store, slide_id, ["embedding", "tile", "x", "y", "tissue"])
     vectors = np.array(rows["embedding"].to_pylist(), np.float32)
     assert np.array_equal(vectors, expected[0])
@@ -68,7 +73,7 @@ def test_a_slides_rows_cost_its_own_file_only(output: Store, tmp_path: Path) -> 
         commit(output, f"{long}{number}", 10, seed=number)
     export_slides(output, str(tmp_path / "i"), "iceberg")
     for slide_id in ("007", f"{long}1"):
-        planned = opened(tmp_path / "i").scan(EqualTo("slide_id", slide_id)).plan_files()
+        planned = opened(tmp_path / "i").scan(of(slide_id)).plan_files()
         assert [slide_of_output(task.file.file_path) for task in planned] == [slide_id]
 
 
@@ -112,7 +117,7 @@ def test_files_in_a_bucket(s3: S3Server, tmp_path: Path) -> None:
     store = commit_all(Store.open(f"{s3.bucket()}/out"))
     export_slides(store, str(tmp_path / "i"), "iceberg")
     table = opened(tmp_path / "i", **{"s3.endpoint": s3.env["AWS_ENDPOINT_URL"]})
-    rows = table.scan(EqualTo("slide_id", "slide/3")).to_arrow()
+    rows = table.scan(of("slide/3")).to_arrow()
     assert rows.num_rows == SLIDES["slide/3"]
     assert len(rows["embedding"][0].as_py()) == DIM
 
