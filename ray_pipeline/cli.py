@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -300,6 +300,81 @@ def models(as_json: AsJson = False) -> None:
     _say(_aligned(rows))
     if as_json:
         _say(json.dumps({"models": [asdict(spec) for spec in MODELS.values()]}, default=dict))
+
+
+@app.command()
+def export(
+    output: str,
+    to: Annotated[
+        Literal["h5", "h5ad", "geojson", "iceberg", "lance"],
+        typer.Option(help="Format: h5 is TRIDENT's and CLAM's, geojson QuPath's."),
+    ],
+    out: Annotated[str, typer.Option(help="Where it goes: a folder or a prefix of its own.")],
+    *,
+    slides: Annotated[
+        list[str] | None, typer.Option(help="A slide's id; may be said often; default: all.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Fingerprint of the recipe, where there are several.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write slides anew that are there already.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write committed slides for other tools: HDF5, AnnData, GeoJSON, Iceberg or Lance.
+
+    The same command again adds what is new or was replaced since.
+    """
+    from ray_pipeline.exports.run import export_slides  # noqa: PLC0415
+
+    with Reporter() as reporter:
+        report = export_slides(
+            Store.open(output),
+            out,
+            to,
+            recipe_fp=recipe,
+            slide_ids=slides or (),
+            overwrite=overwrite,
+            watch=reporter.show,
+        )
+    _say(
+        f"{report.slides_exported} slides exported ({report.tiles} tiles), "
+        f"{report.slides_current} there already, {len(report.failures)} failed; "
+        f"recipe {report.recipe_fp} in {report.out}"
+    )
+    for failure in report.failures:
+        _say(f"  {failure['slide_id']}: {failure['kind']}: {failure['reason']}")
+    if as_json:
+        _say(json.dumps(asdict(report)))
+    raise typer.Exit(EXIT_SOME_FAILED if report.failures else 0)
+
+
+@app.command(name="import-coords")
+def import_coords(
+    src: Annotated[str, typer.Argument(help="Folder or prefix of TRIDENT's or CLAM's .h5 files.")],
+    out: Annotated[str, typer.Option(help="Where the coordinates go: a folder or a prefix.")],
+    slides: Annotated[
+        list[str] | None,
+        typer.Option(help="Slides, as for embed: a manifest of those with coordinates is written."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take over tiles that TRIDENT or CLAM cut: embed then reads these instead of its own."""
+    from ray_pipeline.exports import coords  # noqa: PLC0415
+
+    report = coords.import_coords(src, out, slides or ())
+    _say(
+        f"{report.files - len(report.failures)} of {report.files} files imported: {report.tiles} "
+        f"tiles; left out: {report.repeated} repeated, {report.past_the_edge} past the edge"
+    )
+    if report.manifest:
+        _say(f"manifest: {report.manifest} ({report.slides_without} slides have no coordinates)")
+    for failure in report.failures:
+        _say(f"  {failure['file']}: {failure['kind']}: {failure['reason']}")
+    if as_json:
+        _say(json.dumps(asdict(report)))
+    raise typer.Exit(EXIT_SOME_FAILED if report.failures else 0)
 
 
 @weights_app.command()

@@ -25,13 +25,15 @@
     │   ├── TooCoarseError           too-coarse            the finest level is coarser than asked
     │   ├── TooLargeError            too-large             dimensions past the limit: refused unread
     │   ├── LongNameError            long-name             no store's path holds such a slide_id
-    │   └── NormaliseError           not-normalised        no usable colour profile or staining
+    │   ├── NormaliseError           not-normalised        no usable colour profile or staining
+    │   └── CoordinatesError         bad-coordinates       imported tiles that do not fit the slide
     └── DatasetError             the output and what was to be written disagree
         ├── IncompleteError          incomplete            shards missing at the end of the stream
         ├── StagingLostError         staging-lost          a staged fragment vanished or is damaged
         ├── NotFiniteError           not-finite            an embedding holds NaN or infinity
         ├── CommitConflictError      commit-conflict       another, different file stands there
-        └── SourceChangedError       source-changed        the output was made from another source
+        ├── SourceChangedError       source-changed        the output was made from another source
+        └── DamagedOutputError       damaged-output        a committed file can't be read
 
 `kind` is stable and append-only: it is written to the slides table, and people select
 by it (`embed --retry KIND`). Every error takes one positional sentence, so that it
@@ -204,6 +206,12 @@ class NormaliseError(SlideError):
     kind = "not-normalised"
 
 
+class CoordinatesError(SlideError):
+    """Imported coordinates that can't be read, or are not of this slide and recipe."""
+
+    kind = "bad-coordinates"
+
+
 class DatasetError(HistorayError):
     """The output, and what was to be written to it, disagree."""
 
@@ -238,6 +246,12 @@ class SourceChangedError(DatasetError):
     """The committed output was made from another version of the source."""
 
     kind = "source-changed"
+
+
+class DamagedOutputError(DatasetError):
+    """A committed file is cut short, or none of ours."""
+
+    kind = "damaged-output"
 
 
 def error_kinds() -> set[str]:

@@ -76,6 +76,7 @@ def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:
         failure = Failure.of("list", source.error)
         return SlideEstimate(**{**vars(nothing), "failure": failure})
     try:
+        coordinates = source.coordinates()
         slide = open_slide(
             source.uri,
             slide_id=source.slide_id,
@@ -88,6 +89,7 @@ def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:
                 tiling_of(settings),
                 tissue_rule_of(settings),
                 max_tiles=settings.max_tiles_per_slide,
+                coordinates=coordinates,
             )
             level = plan.geometry.level
             compressed = slide.compressed_bytes(

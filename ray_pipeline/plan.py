@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_pipeline.coordinates import Coordinates
+from ray_pipeline.errors import CoordinatesError
 from ray_pipeline.recipe import SHARD_TILES, fingerprint_of
 from ray_pipeline.slides.grid import (
+    MPP_TOLERANCE,
     ReadGeometry,
     TilingRule,
     choose_geometry,
@@ -71,19 +74,25 @@ def plan_slide(
     normalise: NormaliseRule | None = None,
     *,
     max_tiles: int | None = None,
+    coordinates: Coordinates | None = None,
 ) -> TilePlan:
     """Find the slide's tissue on its overview, lay the tiles over it, and fit its staining.
 
-    Raises TooCoarseError when even level 0 is coarser than `tiling.mpp`, NormaliseError when the
-    staining can't be fitted, and the reader's own SlideError or StoreError.
+    Where `coordinates` are given they are the tiles, all of them, and the tissue found only tells
+    how much of each it is. Raises TooCoarseError when even level 0 is coarser than `tiling.mpp`,
+    CoordinatesError when those given do not fit, NormaliseError when the staining can't be fitted,
+    and the reader's own SlideError or StoreError.
     """
     geometry = choose_geometry(slide.levels, tiling, slide_id=slide.slide_id)
+    if coordinates is not None:
+        _check_coordinates(slide, geometry, tiling, coordinates)
     mask = find_tissue(slide.overview(tissue_rule.overview_mpp), slide.mpp.value, tissue_rule)
-    xy = grid_origins(slide.levels[0], geometry)
+    xy = grid_origins(slide.levels[0], geometry) if coordinates is None else coordinates.xy
     tissue = tissue_fractions(mask, xy, geometry.size_l0)
-    # A tile without any tissue is never kept, not even where min_tissue is 0.
-    kept = (tissue > 0) & (tissue >= tissue_rule.min_tissue)
-    xy, tissue = xy[kept], tissue[kept]
+    if coordinates is None:
+        # A tile without any tissue is never kept, not even where min_tissue is 0.
+        kept = (tissue > 0) & (tissue >= tissue_rule.min_tissue)
+        xy, tissue = xy[kept], tissue[kept]
     order = read_order(xy)[:max_tiles]
     xy, tissue = np.ascontiguousarray(xy[order]), np.ascontiguousarray(tissue[order])
     stain_fit = None if normalise is None else _stain_fit(slide, geometry, tiling, normalise, xy)
@@ -113,6 +122,29 @@ def plan_slide(
             "mask": mask.numbers(),
         },
     )
+
+
+def _check_coordinates(
+    slide: Slide, geometry: ReadGeometry, tiling: TilingRule, coordinates: Coordinates
+) -> None:
+    """Raise CoordinatesError unless the tiles are as large as the recipe's and on the slide."""
+    asked, given, level0 = geometry.size_l0, coordinates.size_l0, slide.levels[0]
+    if abs(given / asked - 1) > MPP_TOLERANCE:
+        raise CoordinatesError(
+            f"{slide.slide_id}: its coordinates are of tiles of {given:g} px at level 0, and "
+            f"{tiling.tile_px} px at {tiling.mpp:g} microns per pixel are {asked:g} px there, more "
+            f"than {MPP_TOLERANCE:.0%} off: cut tiles of that size, or ask for another mpp."
+        )
+    # To the pixel: a reader would move a tile that reaches past the edge.
+    limit = np.array([level0.width_px, level0.height_px]) - np.floor(asked + 1e-6)
+    outside = ((coordinates.xy < 0) | (coordinates.xy > limit)).any(axis=1)
+    if outside.any():
+        x, y = coordinates.xy[outside.argmax()].tolist()
+        raise CoordinatesError(
+            f"{slide.slide_id}: {outside.sum()} of its coordinates, the first at x {x}, y {y}, are "
+            f"of tiles of {asked:g} px that do not lie on the slide's {level0.width_px} x "
+            f"{level0.height_px} px: are they another slide's? Else leave those at its edges out."
+        )
 
 
 def _stain_fit(

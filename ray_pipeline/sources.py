@@ -17,7 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ray_pipeline.errors import DuplicateSlideError, NotFoundError, SettingsError, StoreError
+from ray_pipeline.coordinates import Coordinates, read_coordinates
+from ray_pipeline.errors import (
+    DuplicateSlideError,
+    HistorayError,
+    NotFoundError,
+    SettingsError,
+    SlideError,
+    StoreError,
+)
 from ray_pipeline.recipe import input_fingerprint
 from ray_pipeline.redaction import fit_to_keep
 from ray_pipeline.slides.dicom import dicom_etag
@@ -56,13 +64,26 @@ class SlideSource:
     """Microns per pixel of level 0 to use instead of the file's."""
     attributes: Mapping[str, Any] = field(default_factory=lambda: NO_ATTRIBUTES)
     """The manifest's further columns, carried to the slides table."""
-    error: StoreError | None = None
-    """Why the object could not be found, if so."""
+    coords: str | None = None
+    """URI of the tiles to read, where they are not to be found on the overview."""
+    coords_digest: str | None = None
+    """Digest of those tiles."""
+    error: HistorayError | None = None
+    """Why the object, or its coordinates, could not be had, if so."""
 
     @property
     def input_fp(self) -> str:
         """Fingerprint of this version of the source, as it will be read."""
-        return input_fingerprint(uri=self.uri, etag=self.etag, mpp_override=self.mpp_override)
+        tiles = None if self.coords is None else {"digest": self.coords_digest}
+        return input_fingerprint(
+            uri=self.uri, etag=self.etag, mpp_override=self.mpp_override, coordinates=tiles
+        )
+
+    def coordinates(self) -> Coordinates | None:
+        """The tiles that were brought for it, if any, read anew; raises as `read_coordinates`."""
+        if self.coords is None:
+            return None
+        return read_coordinates(self.coords, slide_id=self.slide_id, digest=self.coords_digest)
 
 
 def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> list[SlideSource]:
@@ -83,6 +104,7 @@ def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> 
                 f"slide_id '{one.slide_id}' stands for both {one.uri} and {other.uri}: "
                 "give them different ids in the slide_id column of a manifest."
             )
+    _read_digests(sources)
     if mpp_override is not None:
         sources = [replace(s, mpp_override=s.mpp_override or mpp_override) for s in sources]
     return sources
@@ -180,21 +202,29 @@ def _from_manifest(entry: str) -> Iterator[SlideSource]:
         uri, slide_id, mpp = row.pop("uri"), row.pop("slide_id", None), row.pop("mpp", None)
         if not uri:
             raise SettingsError(f"{entry}: row {line} has no uri.")
-        if "://" not in uri and not uri.startswith("/"):
-            uri = f"{root}/{uri}"
-        slide_root, slide_key = split_uri(str(uri))
-        uri = Store.open(slide_root).uri_of(slide_key)
+        uri = _absolute(str(uri), root)
+        if row.get("coords"):  # stays among the attributes: the slides table tells it
+            row["coords"] = _absolute(str(row["coords"]), root)
         if mpp is not None and not (isinstance(mpp, float | int) and 0.05 <= mpp <= 20):
             raise SettingsError(f"{entry}: row {line}: mpp {mpp!r} is not within 0.05..20.")
         yield SlideSource(
             slide_id=str(slide_id) if slide_id not in (None, "") else slide_id_of(uri),
             uri=uri,
             mpp_override=float(mpp) if mpp is not None else None,
+            coords=row.get("coords") or None,
             attributes={
                 name: fit_to_keep(value) if isinstance(value, str) else value
                 for name, value in row.items()
             },
         )
+
+
+def _absolute(uri: str, root: str) -> str:
+    """A manifest's URI; a relative one starts at `root`, where the manifest lies."""
+    if "://" not in uri and not uri.startswith("/"):
+        uri = f"{root}/{uri}"
+    store, key = split_uri(uri)
+    return Store.open(store).uri_of(key)
 
 
 def _read_manifest(entry: str, data: bytes) -> pa.Table:
@@ -252,6 +282,23 @@ def _list_versions(sources: list[SlideSource]) -> None:
                     sources[found] = replace(
                         sources[found], etag=info.etag, size_bytes=info.size_bytes
                     )
+
+
+def _read_digests(sources: list[SlideSource]) -> None:
+    """Fill in the digests of coordinates: each file is read once here, and let go of again."""
+    brought = [at for at, source in enumerate(sources) if source.coords and not source.error]
+    with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
+        found = pool.map(_with_digest, [sources[at] for at in brought])
+        for at, source in zip(brought, found, strict=True):
+            sources[at] = source
+
+
+def _with_digest(source: SlideSource) -> SlideSource:
+    try:
+        tiles = source.coordinates()
+    except (SlideError, StoreError) as error:
+        return replace(source, error=error)
+    return replace(source, coords_digest=tiles.digest if tiles else None)
 
 
 def _headed(source: SlideSource) -> SlideSource:

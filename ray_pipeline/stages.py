@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from ray_pipeline.coordinates import Coordinates, read_coordinates
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.staging import Fragment, put_fragment
 from ray_pipeline.encoders.spec import EncoderIdentity
@@ -43,6 +44,8 @@ def slide_task(source: SlideSource, staged: Mapping[str, Sequence[int]]) -> dict
         "uri": source.uri,
         "etag": source.etag,
         "mpp_override": source.mpp_override,
+        "coords": source.coords,
+        "coords_digest": source.coords_digest,
         "staged": staged,
     }
     return {"slide": json.dumps(task)}
@@ -79,6 +82,7 @@ class PlanSlide:
         started = time.monotonic()
         header = ShardRow(slide_id=slide_id, shard=HEADER, uri=uri, etag=etag)
         try:
+            coordinates = _coordinates(task)
             slide = open_slide(uri, slide_id=slide_id, etag=etag, mpp_override=mpp_override)
             try:
                 plan = plan_slide(
@@ -87,6 +91,7 @@ class PlanSlide:
                     self.tissue_rule,
                     self.normalise,
                     max_tiles=self.max_tiles,
+                    coordinates=coordinates,
                 )
                 costs = asdict(slide.counts)
             finally:
@@ -140,6 +145,14 @@ class PlanSlide:
                 "plan_fp": plan.plan_fp,
             },
         )
+
+
+def _coordinates(task: Mapping[str, object]) -> Coordinates | None:
+    """The tiles that the slide's row names."""
+    if task["coords"] is None:
+        return None
+    digest = str(task["coords_digest"])
+    return read_coordinates(str(task["coords"]), slide_id=str(task["slide_id"]), digest=digest)
 
 
 class ReadTiles:

@@ -88,8 +88,8 @@ def choose_work(
             work.todo.append(source)
         else:
             error = SourceChangedError(
-                f"{source.slide_id}: {source.uri} (or its mpp override) changed since it was "
-                "embedded; `embed --retry source-changed` replaces the old output."
+                f"{source.slide_id}: {source.uri} (or its mpp override or coordinates) changed "
+                "since it was embedded; `embed --retry source-changed` replaces the old output."
             )
             work.failures.append((source, Failure.of("list", error)))
     if settings.retry:

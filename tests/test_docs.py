@@ -49,7 +49,7 @@ def test_the_routes_of_the_readme_are_those_of_the_api() -> None:
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    said = set(re.findall(r"`historay ((?:weights )?[a-z]+)", README))
+    said = set(re.findall(r"`historay ((?:weights )?[a-z-]+)", README))
     assert {"embed", "plan", "weights convert", "doctor"} <= said
     for command in said:
         outcome = CliRunner().invoke(app, [*command.split(), "--help"])

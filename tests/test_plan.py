@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ray_pipeline.errors import TooCoarseError
+from ray_pipeline.coordinates import Coordinates
+from ray_pipeline.errors import CoordinatesError, TooCoarseError
 from ray_pipeline.plan import TilePlan, plan_slide, tiles_in_shards
 from ray_pipeline.ranged_file import ReadCounts
 from ray_pipeline.recipe import SHARD_TILES
@@ -96,6 +97,56 @@ def test_tiles_come_in_rows_and_a_trial_takes_the_first() -> None:
     assert whole.xy.tolist() == sorted(whole.xy.tolist(), key=lambda tile: (tile[1], tile[0]))
     assert np.array_equal(trial.xy, whole.xy[:40])
     assert np.array_equal(trial.tissue, whole.tissue[:40])
+
+
+def brought(xy: list[tuple[int, int]], size_l0: float = 224.0) -> Coordinates:
+    return Coordinates(xy=np.array(xy, np.int32), size_l0=size_l0)
+
+
+def plan_of(coordinates: Coordinates, tiling: TilingRule | None = None) -> TilePlan:
+    return plan_slide(Drawn(island()), tiling or TilingRule(), RULE, coordinates=coordinates)
+
+
+def test_tiles_that_were_brought_are_all_kept_and_told_how_much_tissue_they_are() -> None:
+    """On glass, half on the island and wholly on it; off every grid."""
+    corners = [(3, 1), (380, 2111), (3000, 2001)]
+    found = plan_of(brought(corners))
+    assert found.xy.tolist() == sorted(map(list, corners), key=lambda xy: (xy[1], xy[0]))
+    by_place = dict(zip(map(tuple, found.xy.tolist()), found.tissue.tolist(), strict=True))
+    assert by_place[3, 1] == 0
+    assert by_place[3000, 2001] == 1
+    assert 0 < by_place[380, 2111] < 1
+    assert found.facts["tissue_mm2"] == plan(Drawn(island())).facts["tissue_mm2"]
+
+
+def test_other_tiles_are_another_plan() -> None:
+    one, other = brought([(0, 0), (224, 0)]), brought([(0, 0), (225, 0)])
+    assert plan_of(one).plan_fp == plan_of(one).plan_fp != plan_of(other).plan_fp
+    trial = plan_slide(Drawn(island()), TilingRule(), RULE, max_tiles=1, coordinates=one)
+    assert trial.xy.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("size_l0", [220.0, 228.0, 224.0])
+def test_tiles_as_large_as_the_recipes_within_two_percent_are_taken(size_l0: float) -> None:
+    assert plan_of(brought([(0, 0)], size_l0)).geometry.size_l0 == 224
+
+
+@pytest.mark.parametrize("size_l0", [219.0, 229.0, 448.0])
+def test_tiles_of_another_size_are_refused_with_both(size_l0: float) -> None:
+    words = rf"^a: its coordinates are of tiles of {size_l0:g} px at level 0, and 224 px at 0\.5 "
+    with pytest.raises(CoordinatesError, match=words + r".* are 224 px there, more than 2% off"):
+        plan_of(brought([(0, 0)], size_l0))
+    with pytest.raises(CoordinatesError, match="are 448 px there"):
+        plan_of(brought([(0, 0)]), TilingRule(mpp=1.0))
+
+
+@pytest.mark.parametrize("corner", [(-1, 0), (0, -1), (6720 - 223, 0), (0, 4800 - 223), (10**6, 5)])
+def test_the_first_tile_that_is_not_on_the_slide_is_named(corner: tuple[int, int]) -> None:
+    edge = (6720 - 224, 4800 - 224)
+    assert plan_of(brought([(0, 0), edge])).n_tiles == 2
+    x, y = corner
+    with pytest.raises(CoordinatesError, match=rf"^a: 1 of its coordinates.* x {x}, y {y}, are"):
+        plan_of(brought([(0, 0), corner, edge]))
 
 
 def test_shards_part_the_tiles() -> None:

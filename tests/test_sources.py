@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_pipeline.errors import DuplicateSlideError, NotFoundError, SettingsError
+from ray_pipeline.coordinates import Coordinates
+from ray_pipeline.errors import (
+    CoordinatesError,
+    DuplicateSlideError,
+    NotFoundError,
+    SettingsError,
+)
 from ray_pipeline.sources import find_slides
 from tests.servers.buckets import BucketServer, etag_of_filled
 from tests.servers.s3 import S3Server
@@ -50,6 +57,34 @@ def test_a_manifest_may_give_one_object_two_ids_and_a_listing_adds_none(folder: 
     (folder / "slides.csv").write_text("uri,slide_id,mpp\na.svs,fine,0.25\na.svs,coarse,0.5\n")
     sources = find_slides([f"{folder}/*.svs", f"{folder}/slides.csv"])
     assert [(s.slide_id, s.mpp_override) for s in sources] == [("coarse", 0.5), ("fine", 0.25)]
+
+
+def test_a_manifest_gives_coordinates_and_their_content_is_part_of_the_input(
+    folder: Path,
+) -> None:
+    def tiles(*corners: tuple[int, int]) -> bytes:
+        return Coordinates(xy=np.array(corners, np.int32), size_l0=224.0).to_bytes()
+
+    (folder / "tiles").mkdir()
+    (folder / "tiles" / "a.parquet").write_bytes(tiles((0, 0), (224, 0)))
+    manifest = folder / "slides.csv"
+    manifest.write_text("uri,coords\na.svs,tiles/a.parquet\nb.tiff,\n")
+    a, b = find_slides([str(manifest)])
+    assert a.coords == a.attributes["coords"] == f"{folder}/tiles/a.parquet"
+    assert (b.coords, b.coords_digest, b.attributes["coords"]) == (None, None, None)
+    (folder / "tiles" / "a.parquet").write_bytes(tiles((0, 0), (224, 0)))
+    assert find_slides([str(manifest)])[0].input_fp == a.input_fp, "the same, written again"
+    (folder / "tiles" / "a.parquet").write_bytes(tiles((0, 0), (225, 0)))
+    changed, same = find_slides([str(manifest)])
+    assert changed.input_fp != a.input_fp
+    assert same.input_fp == b.input_fp
+
+
+def test_coordinates_that_are_not_there_are_that_slides_error(folder: Path) -> None:
+    (folder / "slides.csv").write_text("uri,coords\na.svs,none.parquet\nb.tiff,notes.txt\n")
+    a, b = find_slides([f"{folder}/slides.csv"])
+    assert isinstance(a.error, NotFoundError)
+    assert isinstance(b.error, CoordinatesError)
 
 
 def test_two_slides_under_one_id_are_refused(folder: Path) -> None:

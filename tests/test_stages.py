@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ray_pipeline.coordinates import Coordinates
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.staging import get_fragment, list_staged
 from ray_pipeline.encoders.encoder import probe_identity
@@ -16,6 +17,7 @@ from ray_pipeline.errors import WeightsError
 from ray_pipeline.rows import Failure, ShardRow, from_table, to_table
 from ray_pipeline.slides.grid import TilingRule
 from ray_pipeline.slides.normalise import NormaliseRule
+from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.sources import find_slides
 from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard, slide_task
@@ -54,6 +56,37 @@ def test_staged_shards_of_this_plan_are_skipped_and_of_others_not(slide: str) ->
     resumed = planned(slide, {header.info["plan_fp"]: [0, 99], "other": [1]})
     assert resumed[0].info["staged"] == [0]
     assert [row.shard for row in resumed[1:]] == list(range(1, header.info["n_shards"]))
+
+
+def test_tiles_that_were_brought_are_the_shards_and_no_others_are_taken(
+    slide: str, tmp_path: Path
+) -> None:
+    corners = np.array([(x, y) for y in range(5, 5000, 448) for x in range(7, 5000, 448)], np.int32)
+    tiles = Coordinates(xy=corners, size_l0=448.0)
+    (tmp_path / "a.parquet").write_bytes(tiles.to_bytes())
+    (tmp_path / "slides.csv").write_text(f"uri,coords\n{slide},a.parquet\n")
+    (source,) = find_slides([str(tmp_path / "slides.csv")])
+    tiling = TilingRule(mpp=2 * open_mpp(slide))
+    task = pa.Table.from_pylist([slide_task(source, {})])
+
+    def rows() -> list[ShardRow]:
+        tables = PlanSlide(tiling, TissueRule(), NormaliseRule())(task)
+        return [row for table in tables for row in from_table(table)]
+
+    header, *shards = rows()
+    assert header.failure is None
+    xy = np.concatenate([row.xy for row in shards if row.xy is not None])
+    assert np.array_equal(xy, corners)
+    (tmp_path / "a.parquet").write_bytes(replace(tiles, xy=corners[1:]).to_bytes())
+    (refused,) = rows()
+    assert refused.failure is not None
+    assert (refused.failure.stage, refused.failure.kind) == ("plan", "source-replaced")
+
+
+def open_mpp(slide: str) -> float:
+    opened = open_slide(slide)
+    opened.close()
+    return opened.mpp.value
 
 
 def test_a_shard_goes_all_the_way(slide: str, tmp_path: Path) -> None:

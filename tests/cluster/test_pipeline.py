@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 import tifffile
 
+from ray_pipeline.coordinates import Coordinates
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.encoders.encoder import probe_identity
@@ -98,6 +100,53 @@ def test_a_replaced_source_is_reported_and_replaced_only_on_request(
     assert (fourth.slides_finished_before, fourth.encoders_loaded) == (2, 0)
     status = recipe_status(Store.open(str(output)), Layout(first.recipe_fp))
     assert (status.done, status.source_changed) == (2, 0)
+
+
+def test_a_job_reads_the_tiles_it_is_given_and_knows_when_they_change(
+    manifest: Path, tmp_path: Path
+) -> None:
+    """Tiles for one slide, our own for the other: those given are read as ours would be."""
+    output, plain = tmp_path / "out", tmp_path / "plain"
+    job(manifest, plain)
+
+    def rows(folder: Path, slide_id: str) -> list[tuple[Any, ...]]:
+        return duckdb.execute(
+            f"select x, y, tissue, embedding from '{folder}/embeddings/**/*.parquet' "
+            "where slide_id = ? order by tile",
+            [slide_id],
+        ).fetchall()
+
+    ours = rows(plain, "007")
+    size_l0 = duckdb.execute(
+        f"select tile_size_l0 from '{plain}/slides/*/slides.parquet' where slide_id = '007'"
+    ).fetchall()[0][0]
+
+    def give(kept: list[tuple[Any, ...]]) -> None:
+        xy = np.array([(x, y) for x, y, *_ in kept], np.int32)
+        tiles = Coordinates(xy=xy, size_l0=size_l0)
+        (tmp_path / "007.parquet").write_bytes(tiles.to_bytes())
+
+    give(ours[::2])
+    given = tmp_path / "given.csv"
+    given.write_text("uri,coords\n007.svs,007.parquet\nb c.svs,\n")
+    report, _ = job(given, output)
+    assert (report.slides_done, report.slides_failed) == (2, 0)
+    assert rows(output, "007") == ours[::2]
+    assert rows(output, "b c") == rows(plain, "b c")
+    told = duckdb.execute(
+        f"select slide_id, coords from '{output}/slides/*/slides.parquet' order by slide_id"
+    ).fetchall()
+    assert told == [("007", f"{tmp_path}/007.parquet"), ("b c", None)]
+
+    give(ours[::2])
+    assert job(given, output)[0].slides_finished_before == 2, "the same tiles, written again"
+    give(ours[::3])
+    report, _ = job(given, output)
+    (failure,) = report.failures
+    assert (failure["slide_id"], failure["kind"]) == ("007", "source-changed")
+    report, _ = job(given, output, retry=["source-changed"])
+    assert (report.slides_done, report.slides_failed) == (1, 0)
+    assert rows(output, "007") == ours[::3]
 
 
 def test_a_file_without_its_done_key_is_finished_without_touching_it(
