@@ -26,7 +26,7 @@ class LanceTable:
     def __init__(self, output: Store, root: Store) -> None:
         with needing("--to lance"):
             import lance  # noqa: PLC0415 (an extra)
-        self._lance, self._output = lance, output
+        self._lance, self._output, self._root = lance, output, root
         self._uri = root.uri_of(DATASET)
         self._options = _storage_options(root)
 
@@ -97,14 +97,17 @@ class LanceTable:
             raise self._refused(error) from None
 
     def _standing(self) -> Any:
+        # Asked of the store: a dataset that can't be opened is not one that is not there.
+        if next(self._root.list(f"{DATASET}/_versions"), None) is None:
+            return None
         try:
             return self._lance.dataset(self._uri, storage_options=self._options)
-        except (FileNotFoundError, ValueError):
-            return None
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._refused(error) from None
 
     def _refused(self, error: Exception) -> StoreError:
         reason = str(error).splitlines()[0]
-        return StoreError(f"{self._uri}: Lance could not write it: {reason}.")
+        return StoreError(f"{self._uri}: Lance could not open or write it: {reason}.")
 
 
 def _schema(dim: int) -> pa.Schema:

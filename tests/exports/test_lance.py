@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from ray_pipeline.dataset.layout import slide_of_output
+from ray_pipeline.errors import StoreError
 from ray_pipeline.exports.lance import LanceTable
 from ray_pipeline.exports.run import export_slides
 from ray_pipeline.store import Store
@@ -72,6 +73,14 @@ def test_nearest_neighbours_are_found(output: Store, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"column": "embedding", "q": vector, "k": 1}
     found = lance.dataset(str(tmp_path / "l" / "embeddings.lance")).to_table(nearest=asked)
     assert (found["slide_id"][0].as_py(), found["tile"][0].as_py()) == ("site=lung", 17)
+
+
+def test_a_dataset_that_cant_be_opened_is_not_begun_anew(output: Store, tmp_path: Path) -> None:
+    export_slides(output, str(tmp_path / "l"), "lance", slide_ids=["007"])
+    for path in (tmp_path / "l" / "embeddings.lance" / "_versions").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(StoreError, match="Lance could not open or write it"):
+        export_slides(output, str(tmp_path / "l"), "lance")
 
 
 def test_slides_without_tiles(tmp_path: Path) -> None:
