@@ -103,7 +103,8 @@ def test_hugging_face(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def spark(tmp_path: Path) -> Iterator[Any]:
+def spark(java: None, tmp_path: Path) -> Iterator[Any]:
+    del java
     from pyspark.sql import SparkSession  # noqa: PLC0415
 
     session = (
