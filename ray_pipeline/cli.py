@@ -17,13 +17,12 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from ray_pipeline.answers import Form
 from ray_pipeline.dataset.report import RunReport, versions
 from ray_pipeline.encoders.registry import MODELS
 from ray_pipeline.errors import HistorayError, UsageError
-from ray_pipeline.estimate import estimate_slides, h100_tiles_per_s, summary
 from ray_pipeline.flags import with_settings_flags
 from ray_pipeline.progress import Reporter
-from ray_pipeline.recipe import tiling_of, tissue_rule_of
 from ray_pipeline.settings import JobSettings, load_settings
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
@@ -124,6 +123,12 @@ def plan(
 
     Reads the overviews only; --output is not needed.
     """
+    from ray_pipeline.estimate import (  # noqa: PLC0415 (what reads slides takes seconds)
+        estimate_slides,
+        h100_tiles_per_s,
+        summary,
+    )
+
     settings = load_settings(config, flags, defaults={"output": "unused"})
     tiles_per_s = tiles_per_s or h100_tiles_per_s(settings.model)
     with Reporter(log_format=settings.log_format) as reporter:
@@ -217,6 +222,7 @@ def preview(
 ) -> None:
     """Draw a slide's overview with the tissue's contour and the tiles that would be kept."""
     from ray_pipeline.preview import draw_preview, save_preview  # noqa: PLC0415
+    from ray_pipeline.recipe import tiling_of, tissue_rule_of  # noqa: PLC0415
     from ray_pipeline.slides.slide import open_slide  # noqa: PLC0415
 
     settings = load_settings(config, {**flags, "slides": [uri]}, defaults={"output": "unused"})
@@ -237,7 +243,8 @@ def preview(
 @app.command()
 def status(output: str, as_json: AsJson = False) -> None:
     """Show what an output holds: slides done, empty and failed, tiles, for each recipe."""
-    from ray_pipeline.status import recipe_layouts, recipe_status  # noqa: PLC0415
+    from ray_pipeline.dataset.recipes import recipe_layouts  # noqa: PLC0415
+    from ray_pipeline.status import recipe_status  # noqa: PLC0415
 
     store = Store.open(output)
     found = [recipe_status(store, layout) for layout in recipe_layouts(store)]
@@ -263,7 +270,8 @@ def status(output: str, as_json: AsJson = False) -> None:
 @app.command()
 def errors(output: str, as_json: AsJson = False) -> None:
     """List every slide that failed, is empty or was skipped, with stage, kind and reason."""
-    from ray_pipeline.status import recipe_layouts, troubled_slides  # noqa: PLC0415
+    from ray_pipeline.dataset.recipes import recipe_layouts  # noqa: PLC0415
+    from ray_pipeline.status import troubled_slides  # noqa: PLC0415
 
     store = Store.open(output)
     rows = [row for layout in recipe_layouts(store) for row in troubled_slides(store, layout)]
@@ -276,6 +284,29 @@ def errors(output: str, as_json: AsJson = False) -> None:
         _say("no slide failed, is empty or was skipped.")
     if as_json:
         _say(json.dumps({"output": store.uri, "slides": rows}))
+
+
+@app.command()
+def query(
+    output: str,
+    sql: Annotated[str, typer.Argument(help="A SELECT over `tiles` and `slides`; - reads it.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Fingerprint of the recipe, where there are several.")
+    ] = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="table shows the first 100 rows; the rest write all.")
+    ] = "table",
+    out: Annotated[
+        str | None, typer.Option(help="Where it goes: a path or a store URI; parquet needs it.")
+    ] = None,
+) -> None:
+    """Ask an output in DuckDB's SQL: the tables are `tiles`, one row a tile, and `slides`."""
+    from ray_pipeline.query import run_query  # noqa: PLC0415
+
+    sql = sys.stdin.read() if sql == "-" else sql
+    rows = run_query(output, sql, recipe=recipe, form=form, out=out, stdout=sys.stdout.buffer)
+    if rows:
+        _say(_aligned(rows))
 
 
 @app.command()

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.slides_table import read_slides
 from ray_pipeline.dataset.staging import list_staged
-from ray_pipeline.errors import NotFoundError
 from ray_pipeline.store import Store
 
 
@@ -38,14 +37,6 @@ class RecipeStatus:
     """Rows of all committed files."""
     in_staging: int
     """Slides with staged shards that are not committed yet."""
-
-
-def recipe_layouts(output: Store) -> list[Layout]:
-    """One layout per recipe of the output. Raises NotFoundError when there is none."""
-    names = [name for name in output.folders("_state") if name.startswith("recipe=")]
-    if not names:
-        raise NotFoundError(f"{output.uri} holds no historay output; check the URI.")
-    return [Layout(name.removeprefix("recipe=")) for name in names]
 
 
 def recipe_status(output: Store, layout: Layout) -> RecipeStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -48,6 +49,13 @@ def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     moto = MotoServer(tmp_path_factory.mktemp("moto") / "moto.log")
     yield moto.start()
     moto.stop()
+
+
+@pytest.fixture(scope="session")
+def java() -> None:
+    """A Java runtime; without it the test is skipped, or fails. Mark the test `java`."""
+    if shutil.which("java") is None:
+        _absent("HISTORAY_REQUIRE_JAVA", "no java here: apt-get install default-jre-headless")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -153,14 +153,7 @@ def build_parquet(job: CommitJob) -> tuple[bytes, Standing]:
     schema = embeddings_schema(job.dim).with_metadata(job.footer.to_metadata())
     sink, total = io.BytesIO(), np.zeros(job.dim, np.float64)
     seen: list[pa.Table] = []
-    with pq.ParquetWriter(
-        sink,
-        schema,
-        compression="zstd",
-        use_dictionary=["slide_id"],
-        column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
-        write_page_index=True,
-    ) as writer:
+    with embeddings_writer(sink, schema) as writer:
         for group in _row_groups(job):
             vectors = pc.list_flatten(group["embedding"]).to_numpy().reshape(-1, job.dim)
             total += vectors.sum(axis=0, dtype=np.float64)
@@ -171,6 +164,18 @@ def build_parquet(job: CommitJob) -> tuple[bytes, Standing]:
     mean = (total / job.n_tiles).astype(np.float32) if job.n_tiles else None
     built = Standing(key=job.key, footer=job.footer, coordinates=coordinates, mean=mean)
     return sink.getvalue(), built
+
+
+def embeddings_writer(sink: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of a slide's file, whose `schema` has the columns of `embeddings_schema`."""
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        use_dictionary=["slide_id"],
+        column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
+        write_page_index=True,
+    )
 
 
 def _row_groups(job: CommitJob) -> Iterator[pa.Table]:

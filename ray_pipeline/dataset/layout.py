@@ -156,6 +156,18 @@ def output_in(folder: str, slide_id: str) -> str:
     return f"{folder}/slide={folder_name(slide_id)}/{EMBEDDINGS_FILE}"
 
 
+def partitions_of_output(key: str, names: Sequence[str]) -> dict[str, str | None]:
+    """Values, as text, of the partition columns `names` in the key of an embeddings file."""
+    segments = key.split("/")[-2 - len(names) : -2]
+    values = [
+        segment.removeprefix(f"{name}=") for name, segment in zip(names, segments, strict=True)
+    ]
+    return {
+        name: None if value == HIVE_NULL else original_name(value)
+        for name, value in zip(names, values, strict=True)
+    }
+
+
 def slide_of_output(key: str) -> str | None:
     """The slide_id in the key of an embeddings file, or None for any other key.
 

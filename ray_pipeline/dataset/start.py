@@ -17,10 +17,10 @@ from ray_pipeline.dataset.layout import (
     probe_key,
     slide_of_output,
 )
+from ray_pipeline.dataset.recipes import standing_recipe
 from ray_pipeline.dataset.schema import SLIDE_COLUMNS, embeddings_schema
 from ray_pipeline.dataset.staging import list_staged
 from ray_pipeline.errors import (
-    NotFoundError,
     PreconditionError,
     RecipeMismatchError,
     SettingsError,
@@ -69,7 +69,7 @@ def claim_recipe(
     """Write `recipe.json` once; raise RecipeMismatchError when a different one stands there."""
     # Through JSON and back, as the standing one came: tuples become lists.
     mine = json.loads(json.dumps({"recipe": recipe, "partition_by": list(partition_by)}))
-    standing = _standing_recipe(output, layout)
+    standing = standing_recipe(output, layout)
     if standing is None:
         text = json.dumps(mine, indent=1, sort_keys=True).encode()
         try:
@@ -77,7 +77,7 @@ def claim_recipe(
         except UnsupportedError:
             output.put(layout.recipe, text)
         except (PreconditionError, UnreachableError):
-            standing = _standing_recipe(output, layout)  # another driver's, or ours
+            standing = standing_recipe(output, layout)  # another driver's, or ours
             if standing is None:
                 raise
     if standing is None:
@@ -93,21 +93,6 @@ def claim_recipe(
             f"{output.uri_of(layout.recipe)} holds another recipe under the same fingerprint; "
             "use another output."
         )
-
-
-def _standing_recipe(output: Store, layout: Layout) -> dict[str, Any] | None:
-    try:
-        standing = json.loads(output.get(layout.recipe))
-    except NotFoundError:
-        return None
-    except ValueError:
-        standing = None
-    if not isinstance(standing, dict):
-        raise RecipeMismatchError(
-            f"{output.uri_of(layout.recipe)} is damaged: delete it and run again, which writes it "
-            "anew."
-        )
-    return standing
 
 
 def check_partitions(partition_by: Sequence[str], attributes: Sequence[str]) -> None:

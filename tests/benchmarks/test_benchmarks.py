@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ray_pipeline.encoders.registry import get_spec
-from tests.benchmarks import encoder, pipeline, pixels, reader
+from tests.benchmarks import encoder, pipeline, pixels, reader, reading
 
 
 def quick_run(name: str, folder: Path) -> dict[str, Any]:
@@ -64,3 +64,10 @@ def test_the_pipeline(tmp_path: Path) -> None:
     report = quick_run("pipeline", tmp_path)
     assert set(pipeline.WANTED) == set(report["holds"])
     assert report["figures"]["batch_fill"] > 0.5
+
+
+@pytest.mark.slow
+def test_reading(tmp_path: Path) -> None:
+    report = quick_run("reading", tmp_path)
+    assert set(reading.WANTED) == set(report["holds"])
+    assert report["ratios"]["bag_requests"] == 1
