@@ -174,7 +174,7 @@ def test_whatever_happens_each_slide_is_there_once_whole_and_right(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("conditions", ["honoured", "ignored"])
 def test_whatever_happens_at_length(server: SteppedServer, conditions: Conditions) -> None:
-    explore(server, conditions, 100)
+    explore(server, conditions, 60)
 
 
 @pytest.mark.parametrize("replacing", [False, True], ids=["first", "replacing"])
