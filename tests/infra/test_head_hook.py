@@ -1,58 +1,84 @@
-"""A head that is told to go lets its driver stage what is in flight."""
+"""A head that is told to go tells its driver, and waits for it."""
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from ray_pipeline.synthetic import write_slide
 from tests.infra.kustomize import render
 from tests.infra.pods import groups_of
 from tests.infra.rules import ROOT
-from tests.servers.ray_head import ray_head
 
 SETTINGS = "/etc/historay/job.yaml"
+DRIVER = """
+import pathlib, signal, sys, time
+
+def stage(*_):
+    time.sleep(1)
+    pathlib.Path("staged").touch()
+    sys.exit(4)
+
+signal.signal(signal.SIGTERM, stage)
+pathlib.Path("running").touch()
+time.sleep(60)
+"""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_hook_of_the_head_stops_the_driver(tmp_path: Path) -> None:
+@pytest.fixture
+def said(tmp_path: Path) -> tuple[str, list[str]]:
+    """Entrypoint and hook of the manifest, with settings elsewhere: other jobs may run here."""
     (manifest,) = render(ROOT / "infra" / "kuberay" / "base" / "job")
     head = next(group for group in groups_of(manifest) if group.name == "head")
     hook = head.ray["lifecycle"]["preStop"]["exec"]["command"]
-    for number in range(6):
-        write_slide(tmp_path / "slides" / f"{number}.svs", width_px=4096, height_px=4096, seed=1)
-    settings = tmp_path / "job.yaml"
-    settings.write_text(f"slides: {tmp_path}/slides/\noutput: {tmp_path}/out\nmodel: toy\n")
-    # Processes of this machine that are no business of this test carry another path.
-    entrypoint, *hook = (
-        text.replace(SETTINGS, str(settings)) for text in (manifest["spec"]["entrypoint"], *hook)
+    settings = str(tmp_path / "job.yaml")
+    assert SETTINGS in hook[-1]
+    return (
+        manifest["spec"]["entrypoint"].replace(SETTINGS, settings),
+        [text.replace(SETTINGS, settings) for text in hook],
     )
-    with ray_head(tmp_path / "head.log", jobs=True) as running:
-        environment = running.env | {"PYTHONPATH": str(ROOT)}
 
-        def ray_job(*arguments: str) -> str:
-            command = ["ray", "job", *arguments]
-            told = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=False
-            )
-            return told.stdout + told.stderr
 
-        runtime = json.dumps({"env_vars": {"PYTHONPATH": str(ROOT)}})
-        ray_job(
-            *("submit", "--no-wait", "--submission-id", "embed", "--runtime-env-json", runtime),
-            *("--", *entrypoint.split()),
-        )
-        while not list((tmp_path / "out").rglob("*.arrow")):
-            assert "FAILED" not in ray_job("status", "embed"), ray_job("logs", "embed")
-            time.sleep(0.5)
-        subprocess.run(hook, env=environment, check=True, timeout=120)
-        while "RUNNING" in ray_job("status", "embed"):
-            time.sleep(0.5)
-        assert "stopped on request" in ray_job("logs", "embed")
-        # The exit code 4 is a failure, so that KubeRay tries again.
-        assert "exit code 4" in ray_job("status", "embed")
+@pytest.fixture
+def driver(said: tuple[str, list[str]], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the driver's name, begun by a shell, as Ray begins jobs."""
+    (tmp_path / "ray_pipeline").mkdir()
+    (tmp_path / "ray_pipeline" / "__main__.py").write_text(DRIVER)
+    process = subprocess.Popen(
+        said[0],
+        shell=True,
+        cwd=tmp_path,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+        start_new_session=True,
+    )
+    while not (tmp_path / "running").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    yield process
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def test_the_hook_waits_until_the_driver_has_staged(
+    said: tuple[str, list[str]], driver: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    subprocess.run(said[1], check=True, timeout=60)
+    assert (tmp_path / "staged").exists()
+    assert driver.wait(10) == 4
+
+
+def test_the_hook_touches_no_other_process(
+    said: tuple[str, list[str]], driver: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    other = [text.replace(f"{tmp_path}/", f"{tmp_path}/of-another-job/") for text in said[1]]
+    subprocess.run(other, check=True, timeout=60)
+    assert driver.poll() is None
+    assert not (tmp_path / "staged").exists()
