@@ -441,7 +441,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
 
 def _tells_no_secret(error: StoreError, *secrets: str) -> None:
     sentence = str(error)
-    for word in (*secrets, "Signature", "Authorization", "<?xml"):
+    for word in (*secrets, "Signature=", "X-Amz-", "Authorization", "<?xml"):
         assert word not in sentence
     assert "\n" not in sentence
     copy = pickle.loads(pickle.dumps(error))
