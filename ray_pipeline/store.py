@@ -45,8 +45,9 @@ listing again whose body breaks off."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
 """S3 takes at most 5 GiB in one PUT (Amazon S3 user guide, "Uploading objects")."""
 
-PART_BYTES = 64 << 20
-"""Of a file written in parts; S3 takes 10,000 parts (Amazon S3 user guide, "Multipart upload")."""
+PART_BYTES, PARTS_AT_ONCE = 64 << 20, 2
+"""Of a file written in parts, and how many of them are in memory; S3 takes 10,000 parts (Amazon S3
+user guide, "Multipart upload")."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,7 +290,11 @@ class Store:
         Replaces what stands there: parts know no conditions.
         """
         self._call(
-            key, "write", lambda b, target: obstore.put(b, target, path, chunk_size=PART_BYTES)
+            key,
+            "write",
+            lambda b, target: obstore.put(
+                b, target, path, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            ),
         )
 
     def delete(self, keys: Iterable[str]) -> None:
