@@ -25,7 +25,7 @@ End = tuple[Committed, int | HistorayError]
 """A slide, and its rows or why it is not exported."""
 
 FILES_AT_ONCE = 2
-"""Slides written concurrently, one read while the other is put: below 500 MB each, however large."""
+"""Slides written concurrently, one read while the other is put; below 500 MB each."""
 
 
 class FileWriter(Protocol):
