@@ -38,21 +38,22 @@ from ray_pipeline.side_by_side import side_by_side
 
 T = TypeVar("T")
 
-LISTS_AT_ONCE = 8
-"""Parts of a long listing that are asked for at the same time."""
 READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
 """Tries of one ranged read or page of a listing, and seconds of the longest pause between two:
 outages of some 20 s are lived through. All are ours: reads are counted, and the clients try no
 listing again whose body breaks off."""
+LISTS_AT_ONCE = 8
+"""Parts of a long listing that are asked for at the same time."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
 """S3 takes at most 5 GiB in one PUT (Amazon S3 user guide, "Uploading objects")."""
 
+PART_BYTES, PARTS_AT_ONCE = 64 << 20, 2
+"""Of a file written in parts, and how many of them are in memory; S3 takes 10,000 parts (Amazon S3
+user guide, "Multipart upload")."""
 WEB = ("http://", "https://")
 PLAIN = "/!$&'()*+,;=:@~"
 """What stands in a web server's URIs as it is, beside letters and digits."""
 READ_ONLY = "are only read: give a bucket or a folder."
-PART_BYTES = 64 << 20
-"""Of a file written in parts; S3 takes 10,000 parts (Amazon S3 user guide, "Multipart upload")."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,7 +305,11 @@ class Store:
         """
         self._not_on_the_web(key, READ_ONLY)
         self._call(
-            key, "write", lambda b, target: obstore.put(b, target, path, chunk_size=PART_BYTES)
+            key,
+            "write",
+            lambda b, target: obstore.put(
+                b, target, path, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            ),
         )
 
     def delete(self, keys: Iterable[str]) -> None:

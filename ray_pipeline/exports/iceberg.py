@@ -6,6 +6,7 @@ ids, so the table has a name mapping, which `add_files` makes.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ class IcebergTable:
             from pyiceberg.catalog.sql import SqlCatalog  # noqa: PLC0415 (an extra)
             from pyiceberg.exceptions import NoSuchTableError  # noqa: PLC0415
             from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+        # It tells of every file anew that a dictionary is read as text.
+        logging.getLogger("pyiceberg.io.pyarrow").setLevel(logging.ERROR)
         self._errors: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, ValueError)
         self._output, self._name = output, f"{NAMESPACE}.recipe_{recipe_fp}"
         folder = Path(root.uri)

@@ -42,13 +42,13 @@ class LanceTable:
         Rows that the `earlier` ones of them have here are deleted in a version before it.
         """
         fragments, ends = [], dict[str, int | HistorayError]()
-        schema = None
+        schema, mode = None, "create" if self._standing() is None else "append"
         for slide in slides:
             try:
                 with SlideFile(self._output, slide) as file:
                     schema = _schema(file.dim)
                     if file.n_tiles:
-                        fragments += self._fragments(file, schema)
+                        fragments += self._fragments(file, schema, mode)
                     ends[slide.slide_id] = file.n_tiles
             except HistorayError as error:
                 ends[slide.slide_id] = error
@@ -58,7 +58,7 @@ class LanceTable:
         for slide in slides:
             yield slide, ends[slide.slide_id]
 
-    def _fragments(self, file: SlideFile, schema: pa.Schema) -> list[Any]:
+    def _fragments(self, file: SlideFile, schema: pa.Schema, mode: str) -> list[Any]:
         """The slide's rows as files that no version names yet."""
         broken: list[HistorayError] = []
 
@@ -74,7 +74,7 @@ class LanceTable:
         try:
             return list(
                 self._lance.fragment.write_fragments(
-                    reader, self._uri, schema=schema, storage_options=self._options
+                    reader, self._uri, schema=schema, mode=mode, storage_options=self._options
                 )
             )
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:

@@ -24,8 +24,8 @@ Format = Literal["h5", "h5ad", "geojson", "iceberg", "lance"]
 End = tuple[Committed, int | HistorayError]
 """A slide, and its rows or why it is not exported."""
 
-FILES_AT_ONCE = 4
-"""Slides written concurrently: much of it is waiting for the store."""
+FILES_AT_ONCE = 2
+"""Slides written concurrently, one read while the other is put; below 500 MB each."""
 
 
 class FileWriter(Protocol):
