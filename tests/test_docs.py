@@ -62,7 +62,7 @@ def test_the_readers_of_the_readme_read(tmp_path: Path, monkeypatch: pytest.Monk
     commit_slide(make(store=Store.open(str(tmp_path / "out")), n_tiles=10))
     monkeypatch.chdir(tmp_path)
     known = {"duckdb": duckdb, "pandas": pandas, "polars": polars, "pyarrow": pyarrow}
-    (block,) = blocks("python")
+    block = blocks("python")[0]
     lines = block.strip().splitlines()
     assert len(lines) == len(known)
     for line in lines:
