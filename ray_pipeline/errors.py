@@ -8,6 +8,7 @@
     │   ├── WeightsError             weights-unavailable   weights not to be had, read or trusted
     │   ├── InexactError             inexact               a faster path gives other vectors
     │   ├── RecipeMismatchError      recipe-mismatch       the output holds another recipe.json
+    │   ├── LabelsError              labels                nothing can be learnt from these
     │   ├── DoesNotFitError          does-not-fit          the plan can't fit the cluster
     │   └── QueryError               query                 SQL that is wrong, or no mere reading
     ├── ClusterError             cluster               Ray gave up on the job (exit 1)
@@ -97,6 +98,12 @@ class RecipeMismatchError(UsageError):
     """The output already holds a different recipe, or other partition columns."""
 
     kind = "recipe-mismatch"
+
+
+class LabelsError(UsageError):
+    """Classes, patients and slides with which nothing can be learnt, or fairly tested."""
+
+    kind = "labels"
 
 
 class DoesNotFitError(UsageError):

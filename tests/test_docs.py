@@ -56,7 +56,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The lines of its table of readers are those that tests/dataset/test_readers.py runs."""
     make_output(str(tmp_path / "out"), {"slide-1": 10, "slide-2": 3})
     monkeypatch.chdir(tmp_path)
-    (block,) = blocks("python")
+    block, _ = blocks("python")
     known: dict[str, Any] = {}
     exec(block, known)
     assert known["vectors"].shape == (10, DIM)

@@ -131,6 +131,7 @@ def test_a_failure_over_a_file_without_a_record_of_it_tells_the_file(
     record = record_in(output)
     assert (record.status, record.n_tiles, record.output) == ("done", 300, job.key)
     assert (record.mean_embedding, record.plan_fp) == (good.mean_embedding, job.footer.plan_fp)
+    assert record.max_embedding == good.max_embedding is not None
     assert (record.error_kind, record.run) == ("store-unreachable", "run-2")
 
 

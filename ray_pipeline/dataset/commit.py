@@ -28,7 +28,7 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.schema import ROW_GROUP_TILES, Footer, embeddings_schema
 from ray_pipeline.dataset.staging import delete_fragments, get_fragment
-from ray_pipeline.dataset.standing import Standing, read_footer, read_standing
+from ray_pipeline.dataset.standing import Pool, Standing, read_footer, read_standing
 from ray_pipeline.dataset.start import OutputState
 from ray_pipeline.errors import (
     CommitConflictError,
@@ -57,7 +57,7 @@ class CommitJob:
     footer: Footer
     """What the file will say of itself; also names recipe and slide."""
     record: SlideRecord
-    """The slide's record as it will be written (counts and the mean are filled in here)."""
+    """The slide's record as it will be written (counts and vectors are filled in here)."""
     n_shards: int
     """Shards that must be staged."""
     n_tiles: int
@@ -151,18 +151,23 @@ def build_parquet(job: CommitJob) -> tuple[bytes, Standing]:
     Raises StagingLostError unless tiles 0..n-1 are staged, each once, with finite numbers.
     """
     schema = embeddings_schema(job.dim).with_metadata(job.footer.to_metadata())
-    sink, total = io.BytesIO(), np.zeros(job.dim, np.float64)
+    sink, pool = io.BytesIO(), Pool()
     seen: list[pa.Table] = []
     with embeddings_writer(sink, schema) as writer:
         for group in _row_groups(job):
             vectors = pc.list_flatten(group["embedding"]).to_numpy().reshape(-1, job.dim)
-            total += vectors.sum(axis=0, dtype=np.float64)
+            pool.add(vectors)
             seen.append(group.select(["tile", "x", "y"]))
             writer.write_table(_output_rows(group, vectors, job, schema))
     empty = schema.empty_table().select(["tile", "x", "y"]).replace_schema_metadata(None)
     coordinates = pa.concat_tables(seen).replace_schema_metadata(None) if seen else empty
-    mean = (total / job.n_tiles).astype(np.float32) if job.n_tiles else None
-    built = Standing(key=job.key, footer=job.footer, coordinates=coordinates, mean=mean)
+    built = Standing(
+        key=job.key,
+        footer=job.footer,
+        coordinates=coordinates,
+        mean=pool.mean,
+        largest=pool.largest,
+    )
     return sink.getvalue(), built
 
 

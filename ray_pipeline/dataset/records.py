@@ -67,6 +67,8 @@ class SlideRecord:
     """The manifest's further columns."""
     mean_embedding: str | None = None
     """Mean of the slide's vectors: base64 of little-endian float32 [D]; None without tiles."""
+    max_embedding: str | None = None
+    """Largest of each of their numbers, likewise; None also in records written before it."""
     finished_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
     """UTC time of the record."""
 

@@ -88,9 +88,14 @@ SLIDE_COLUMNS = pa.schema(
         ("finished_at", pa.string()),
         ("record_etag", pa.string()),
         ("mean_embedding", pa.list_(pa.float32())),
+        ("max_embedding", pa.list_(pa.float32())),
     ]
 )
 """Columns of the slides table; the manifest's own columns follow them."""
+SLIDE_VECTORS = ("mean_embedding", "max_embedding")
+"""Those that hold [D] numbers: over the slide's tiles, the mean and the largest of each."""
+LATER_COLUMNS = ("max_embedding",)
+"""Those that tables and records written before lack: null for their slides."""
 
 
 @dataclass(frozen=True, kw_only=True)

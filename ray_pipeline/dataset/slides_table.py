@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import Layout, cuts, original_name
 from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
-from ray_pipeline.dataset.schema import SLIDE_COLUMNS
+from ray_pipeline.dataset.schema import LATER_COLUMNS, SLIDE_COLUMNS, SLIDE_VECTORS
 from ray_pipeline.errors import NotFoundError, ObjectReplacedError
 from ray_pipeline.store import Store
 
-CHUNK_RECORDS = 2048
-"""Rows handled at a time: bounds memory at some 20 MB for 1,536 numbers a mean."""
+CHUNK_RECORDS = 1024
+"""Rows handled at a time: bounds memory at some 20 MB for two vectors of 1,536 numbers each."""
 READ_ATTEMPTS = 4
 """Tries of reading a table that another driver replaces meanwhile."""
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError)
@@ -45,7 +45,7 @@ def compact(output: Store, layout: Layout, say: Say) -> int:
 
 
 def read_slides(output: Store, layout: Layout) -> pa.Table:
-    """One row per slide, without the mean vectors: the table, with newer records laid over it.
+    """One row per slide, without its vectors: the table, with newer records laid over it.
 
     Right also after a run that died before it could compact; writes nothing.
     """
@@ -77,7 +77,7 @@ def _compact(output: Store, layout: Layout, say: Say) -> int:
     listed = _listed(output, layout, known)
     current, stale = _compared(known, listed)
     rows = int(pc.sum(current).as_py() or 0)
-    if standing is not None and not stale.num_rows and rows == known.num_rows:
+    if _is_whole(standing) and not stale.num_rows and rows == known.num_rows:
         return rows
     with tempfile.TemporaryDirectory() as folder:
         fresh = []
@@ -100,16 +100,16 @@ def _read(output: Store, layout: Layout) -> pa.Table:
     known = _versions(standing)
     current, stale = _compared(known, _listed(output, layout, known))
     if standing is None:
-        kept = SLIDE_COLUMNS.empty_table().drop_columns(["mean_embedding"])
+        kept = SLIDE_COLUMNS.empty_table().drop_columns(list(SLIDE_VECTORS))
     else:
-        names = [name for name in standing.schema_arrow.names if name != "mean_embedding"]
+        names = [name for name in standing.schema_arrow.names if name not in SLIDE_VECTORS]
         kept = standing.read(columns=names).filter(current)
     tables = [kept]
     for start in range(0, stale.num_rows, CHUNK_RECORDS):
         fresh = _fetched(output, layout, stale.slice(start, CHUNK_RECORDS))
-        tables.append(fresh.drop_columns(["mean_embedding"]))
+        tables.append(fresh.drop_columns(list(SLIDE_VECTORS)))
     schema = _unified([table.schema for table in tables])
-    schema = schema.remove(schema.get_field_index("mean_embedding"))
+    schema = pa.schema([field for field in schema if field.name not in SLIDE_VECTORS])
     return pa.concat_tables([_conformed(table, schema) for table in tables])
 
 
@@ -142,7 +142,13 @@ def _standing(output: Store, layout: Layout) -> pq.ParquetFile | None:
     except (NotFoundError, pa.ArrowException):
         return None
     ours = all(field in SLIDE_COLUMNS or _is_flat(field) for field in file.schema_arrow)
-    return file if ours and set(SLIDE_COLUMNS.names) <= set(file.schema_arrow.names) else None
+    missing = {*SLIDE_COLUMNS.names} - {*file.schema_arrow.names}
+    return file if ours and missing <= {*LATER_COLUMNS} else None
+
+
+def _is_whole(standing: pq.ParquetFile | None) -> bool:
+    """Whether there is a table, and none of our columns came after it."""
+    return standing is not None and {*SLIDE_COLUMNS.names} <= {*standing.schema_arrow.names}
 
 
 def _is_flat(field: pa.Field) -> bool:
@@ -191,10 +197,10 @@ def _rows(records: list[tuple[SlideRecord, str]], say: Say | None) -> pa.Table:
 def _table(records: list[tuple[SlideRecord, str]]) -> pa.Table:
     rows = []
     for record, etag in records:
-        mean = record.mean_embedding
         row: dict[str, Any] = {**vars(record), **record.facts, "record_etag": etag}
         row["mask"] = list(dict(record.facts.get("mask") or {}).items())
-        row["mean_embedding"] = None if mean is None else decode_vector(mean)
+        for name in SLIDE_VECTORS:
+            row[name] = None if row[name] is None else decode_vector(row[name])
         rows.append({name: row.get(name) for name in SLIDE_COLUMNS.names})
     base = pa.Table.from_pylist(rows, schema=SLIDE_COLUMNS)
     for name in sorted({name for record, _ in records for name in record.attributes}):

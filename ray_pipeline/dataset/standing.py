@@ -20,6 +20,29 @@ READ_ATTEMPTS = 4
 """Tries of reading a file that is replaced meanwhile."""
 
 
+class Pool:
+    """Mean and maximum of vectors that come in batches."""
+
+    def __init__(self) -> None:
+        self._n, self._total = 0, np.zeros(1, np.float64)
+        self.largest: npt.NDArray[np.float32] | None = None
+        """Largest of each number so far, float32 [D]; None before the first vector."""
+
+    def add(self, vectors: npt.NDArray[np.floating[Any]]) -> None:
+        """Take float16 or float32 [n,D] in."""
+        if not len(vectors):
+            return
+        self._n += len(vectors)
+        self._total = self._total + vectors.sum(axis=0, dtype=np.float64)
+        largest = vectors.max(axis=0).astype(np.float32)
+        self.largest = largest if self.largest is None else np.maximum(self.largest, largest)
+
+    @property
+    def mean(self) -> npt.NDArray[np.float32] | None:
+        """Mean so far, float32 [D]; None before the first vector."""
+        return (self._total / self._n).astype(np.float32) if self._n else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """What stands under a slide's key, read back."""
@@ -32,6 +55,8 @@ class Standing:
     """Its tile/x/y columns; None when the file is not one of ours."""
     mean: npt.NDArray[np.float32] | None = None
     """Mean of its vectors, float32 [D]; None without tiles."""
+    largest: npt.NDArray[np.float32] | None = None
+    """Largest of each of their numbers, float32 [D]; None without tiles."""
 
     @property
     def n_tiles(self) -> int:
@@ -83,6 +108,7 @@ class Standing:
             output=self.key,
             facts=(record.facts if record.input_fp == footer.input_fp else None) or facts,
             mean_embedding=None if self.mean is None else encode_vector(self.mean),
+            max_embedding=None if self.largest is None else encode_vector(self.largest),
         )
 
 
@@ -149,19 +175,13 @@ def read_version(output: Store, key: str) -> tuple[Footer | None, str]:
 def _read(output: Store, key: str) -> Standing:
     info = output.head(key)
     file = pq.ParquetFile(output.open_file(key, etag=info.etag, size_bytes=info.size_bytes))
+    pool = Pool()
+    for batch in file.iter_batches(columns=["embedding"]):
+        pool.add(batch.column(0).flatten().to_numpy().reshape(batch.num_rows, -1))
     return Standing(
         key=key,
         footer=Footer.from_metadata(file.schema_arrow.metadata),
         coordinates=file.read(columns=["tile", "x", "y"]).replace_schema_metadata(None),
-        mean=_mean(file),
+        mean=pool.mean,
+        largest=pool.largest,
     )
-
-
-def _mean(file: pq.ParquetFile) -> npt.NDArray[np.float32] | None:
-    if file.metadata.num_rows == 0:
-        return None
-    total: Any = 0.0
-    for batch in file.iter_batches(columns=["embedding"]):
-        values = batch.column(0).flatten().to_numpy()
-        total = total + values.reshape(batch.num_rows, -1).sum(axis=0, dtype=np.float64)
-    return np.asarray(total / file.metadata.num_rows, np.float32)

@@ -206,7 +206,7 @@ def _finish(server: BucketServer, slides: int) -> None:
         ]
         records = [layout.record(name) for name in names]
         done = [layout.done_key(name, fp) for name, fp in zip(names, inputs, strict=True)]
-        server.fill(bucket, records, 12_000)
+        server.fill(bucket, records, 20_000)
         server.fill(bucket, done, 0)
         server.fill(bucket, [layout.output(name, {}) for name in names], FILE_BYTES)
         ids += names

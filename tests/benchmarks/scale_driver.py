@@ -158,7 +158,7 @@ def commit(_asked: argparse.Namespace) -> dict[str, Any]:
 def compacted(asked: argparse.Namespace) -> dict[str, Any]:
     """The slides table of many slides, from their records."""
     output, layout, clock = Store.open(OUTPUT), Layout(recipe().fingerprint), Clock({})
-    mean = encode_vector(np.zeros(DIM, np.float32))
+    vector = encode_vector(np.zeros(DIM, np.float32))
     for number in range(asked.slides):
         key = source_key(number)
         record = SlideRecord(
@@ -167,7 +167,8 @@ def compacted(asked: argparse.Namespace) -> dict[str, Any]:
             status="done",
             run="run-1",
             facts=FACTS,
-            mean_embedding=mean,
+            mean_embedding=vector,
+            max_embedding=vector,
         )
         put_record(output, layout, record)
     rows = clock.time("compact", lambda: compact(output, layout, print))

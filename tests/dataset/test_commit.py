@@ -13,7 +13,7 @@ import pytest
 
 from ray_pipeline.dataset.commit import CommitJob, commit_slide, sweep
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.records import decode_vector, get_records
+from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
 from ray_pipeline.dataset.schema import Footer
 from ray_pipeline.dataset.staging import list_staged
 from ray_pipeline.dataset.start import probe_conditional, read_state
@@ -113,6 +113,15 @@ def assert_finished(job: CommitJob) -> None:
     assert (record.status, record.n_tiles, record.output) == ("done", job.n_tiles, job.key)
 
 
+def assert_pooled(record: SlideRecord, file: pq.ParquetFile) -> None:
+    """The record has the mean and the maximum of the file's vectors."""
+    vectors = np.stack(file.read()["embedding"].to_pylist()).astype(np.float32)
+    assert record.mean_embedding is not None
+    assert record.max_embedding is not None
+    assert np.allclose(decode_vector(record.mean_embedding), vectors.mean(axis=0), atol=1e-5)
+    assert np.array_equal(decode_vector(record.max_embedding), vectors.max(axis=0))
+
+
 def test_the_file_holds_every_tile_and_says_what_it_is(staged: MakeJob) -> None:
     job = staged(n_tiles=9000)
     record = commit_slide(job)
@@ -124,15 +133,13 @@ def test_the_file_holds_every_tile_and_says_what_it_is(staged: MakeJob) -> None:
         4096,
         808,
     ]
-    vectors = np.stack(file.read()["embedding"].to_pylist())
-    assert record.mean_embedding is not None
-    assert np.allclose(decode_vector(record.mean_embedding), vectors.mean(axis=0), atol=1e-5)
+    assert_pooled(record, file)
 
 
 def test_a_slide_without_tissue_becomes_a_file_with_zero_rows(staged: MakeJob) -> None:
     job = staged(n_tiles=0)
     record = commit_slide(job)
-    assert (record.status, record.mean_embedding) == ("empty", None)
+    assert (record.status, record.mean_embedding, record.max_embedding) == ("empty", None, None)
     assert committed(job).metadata.num_rows == 0
 
 
@@ -162,9 +169,7 @@ def test_another_attempt_with_other_bits_wins_and_stays(staged: MakeJob) -> None
     record = commit_slide(second)
     assert first.output.head(first.key).etag == etag
     assert_finished(second)
-    vectors = np.stack(committed(first).read()["embedding"].to_pylist())
-    assert record.mean_embedding is not None
-    assert np.allclose(decode_vector(record.mean_embedding), vectors.mean(axis=0), atol=1e-5)
+    assert_pooled(record, committed(first))
 
 
 @pytest.mark.parametrize("conditional", [True, False], ids=["conditional", "overwrite"])

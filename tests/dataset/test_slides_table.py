@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,8 @@ from ray_pipeline.dataset.records import (
     get_records,
     put_record,
 )
-from ray_pipeline.dataset.slides_table import compact, read_slides
+from ray_pipeline.dataset.schema import SLIDE_COLUMNS
+from ray_pipeline.dataset.slides_table import compact, read_slides, told_otherwise
 from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
 from tests.servers.s3 import S3Server
@@ -36,6 +38,7 @@ def record(slide_id: str, **changes: object) -> SlideRecord:
         "facts": {"vendor": "aperio", "mpp_found": 0.5, "mask": {"otsu": 0.2}, "tissue_mm2": 1.5},
         "attributes": {"site": "liver", "grade": 2},
         "mean_embedding": encode_vector(np.arange(3, dtype=np.float32)),
+        "max_embedding": encode_vector(np.arange(3, 6, dtype=np.float32)),
         **changes,
     }
     return SlideRecord(**values)  # type: ignore[arg-type]
@@ -65,6 +68,7 @@ def test_one_row_per_slide_with_the_manifests_columns(output: Store) -> None:
         "aperio",
     )
     assert rows["007"]["mean_embedding"] == [0.0, 1.0, 2.0]
+    assert rows["007"]["max_embedding"] == [3.0, 4.0, 5.0]
     assert rows["b"]["error_kind"] == "no-mpp"
 
 
@@ -154,6 +158,7 @@ def test_two_drivers_may_compact_at_once(s3: S3Server) -> None:
         ("b", record("b", facts={"mask": 3}).to_bytes()),
         ("b", record("b", facts={"level": 1 << 40}).to_bytes()),
         ("b", record("b", mean_embedding="no base64").to_bytes()),
+        ("b", record("b", max_embedding="no base64").to_bytes()),
     ],
 )
 def test_a_damaged_record_is_said_and_the_others_have_their_rows(
@@ -214,6 +219,57 @@ def test_a_table_that_is_none_of_ours_is_built_anew(output: Store, standing: byt
     assert read_slides(output, LAYOUT).num_rows == 1
     assert compacted(output) == 1
     assert table(output)["a"]["grade"] == 2
+
+
+def without_maximum(output: Store) -> None:
+    """Make records and table those of a version that knew no maximum."""
+    for info in list(output.list(LAYOUT.records)):
+        told = json.loads(output.get(info.key))
+        del told["max_embedding"]
+        output.put(info.key, json.dumps(told).encode())
+    output.delete([LAYOUT.slides_table])
+    compacted(output)
+    sink = pa.BufferOutputStream()
+    older = pq.read_table(output.open_file(LAYOUT.slides_table)).drop_columns(["max_embedding"])
+    pq.write_table(older, sink)
+    output.put(LAYOUT.slides_table, sink.getvalue().to_pybytes())
+
+
+def test_a_table_without_maximum_is_brought_up_to_date_without_its_records(
+    output: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        put_record(output, LAYOUT, record(name))
+    without_maximum(output)
+    put_record(output, LAYOUT, record("b", run="run-2"))
+    fetched: list[str] = []
+    real = get_records
+
+    def counting(store: Store, keys: list[str], **said: Any) -> list[SlideRecord]:
+        fetched.extend(keys)
+        return real(store, keys, **said)
+
+    monkeypatch.setattr(slides_table, "get_records", counting)
+    assert read_slides(output, LAYOUT).num_rows == 3
+    assert compacted(output) == 3
+    assert fetched == [LAYOUT.record("b")] * 2
+    rows = table(output)
+    assert [rows[name]["max_embedding"] for name in "abc"] == [None, [3.0, 4.0, 5.0], None]
+    assert [rows[name]["mean_embedding"] for name in "abc"] == [[0.0, 1.0, 2.0]] * 3
+
+
+def test_a_table_without_maximum_has_the_column_after_a_run_that_changes_nothing(
+    output: Store,
+) -> None:
+    put_record(output, LAYOUT, record("a"))
+    without_maximum(output)
+    assert told_otherwise(output, LAYOUT, {"a": "another"}) == {"a"}
+    assert compacted(output) == 1
+    assert pq.read_schema(output.open_file(LAYOUT.slides_table)).names == [
+        *SLIDE_COLUMNS.names,
+        "grade",
+        "site",
+    ]
 
 
 def test_rows_of_many_runs_share_row_groups(output: Store) -> None:

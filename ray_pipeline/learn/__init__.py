@@ -1,0 +1,1 @@
+"""Learning from an output: slides from bags of tile vectors, tiles from their vectors."""
