@@ -24,6 +24,7 @@ from ray_pipeline.estimate import estimate_slides, h100_tiles_per_s, summary
 from ray_pipeline.flags import with_settings_flags
 from ray_pipeline.progress import Reporter
 from ray_pipeline.recipe import tiling_of, tissue_rule_of
+from ray_pipeline.search import index, similar
 from ray_pipeline.settings import JobSettings, load_settings
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
@@ -300,6 +301,10 @@ def models(as_json: AsJson = False) -> None:
     _say(_aligned(rows))
     if as_json:
         _say(json.dumps({"models": [asdict(spec) for spec in MODELS.values()]}, default=dict))
+
+
+app.command()(similar)
+app.command()(index)
 
 
 @weights_app.command()

@@ -8,7 +8,8 @@
     │   ├── WeightsError             weights-unavailable   weights not to be had, read or trusted
     │   ├── InexactError             inexact               a faster path gives other vectors
     │   ├── RecipeMismatchError      recipe-mismatch       the output holds another recipe.json
-    │   └── DoesNotFitError          does-not-fit          the plan can't fit the cluster
+    │   ├── DoesNotFitError          does-not-fit          the plan can't fit the cluster
+    │   └── StaleIndexError          stale-index           slides changed since an index was built
     ├── ClusterError             cluster               Ray gave up on the job (exit 1)
     ├── StoreError               object storage said no (a slide's row; exit 1 before start)
     │   ├── NotFoundError            not-found             no such object or bucket
@@ -100,6 +101,12 @@ class DoesNotFitError(UsageError):
     """The actors and task slots of the plan can't be placed on the cluster."""
 
     kind = "does-not-fit"
+
+
+class StaleIndexError(UsageError):
+    """Slides were committed, replaced or removed since an index was built."""
+
+    kind = "stale-index"
 
 
 class ClusterError(HistorayError):
