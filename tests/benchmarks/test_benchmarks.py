@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ray_pipeline.encoders.registry import get_spec
-from tests.benchmarks import encoder, pipeline, pixels, reader
+from tests.benchmarks import encoder, pipeline, pixels, reader, similar
 
 
 def quick_run(name: str, folder: Path) -> dict[str, Any]:
@@ -64,3 +64,11 @@ def test_the_pipeline(tmp_path: Path) -> None:
     report = quick_run("pipeline", tmp_path)
     assert set(pipeline.WANTED) == set(report["holds"])
     assert report["figures"]["batch_fill"] > 0.5
+
+
+@pytest.mark.slow
+def test_similar(tmp_path: Path) -> None:
+    report = quick_run("similar", tmp_path)
+    assert set(similar.WANTED) == set(report["holds"])
+    assert report["ratios"]["recall_at_10"] > 0.9
+    assert report["figures"]["gb"] * 1e9 == report["figures"]["tiles"] * similar.DIM * 4
