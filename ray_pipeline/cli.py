@@ -23,6 +23,7 @@ from ray_pipeline.encoders.registry import MODELS
 from ray_pipeline.errors import HistorayError, UsageError
 from ray_pipeline.flags import with_settings_flags
 from ray_pipeline.progress import Reporter
+from ray_pipeline.search import index, similar
 from ray_pipeline.settings import JobSettings, load_settings
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
@@ -406,6 +407,10 @@ def import_coords(
     if as_json:
         _say(json.dumps(asdict(report)))
     raise typer.Exit(EXIT_SOME_FAILED if report.failures else 0)
+
+
+app.command()(similar)
+app.command()(index)
 
 
 @weights_app.command()

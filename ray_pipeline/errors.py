@@ -10,6 +10,7 @@
     │   ├── RecipeMismatchError      recipe-mismatch       the output holds another recipe.json
     │   ├── LabelsError              labels                nothing can be learnt from these
     │   ├── DoesNotFitError          does-not-fit          the plan can't fit the cluster
+    │   ├── StaleIndexError          stale-index           slides changed since an index was built
     │   └── QueryError               query                 SQL that is wrong, or no mere reading
     ├── ClusterError             cluster               Ray gave up on the job (exit 1)
     ├── StoreError               object storage said no (a slide's row; exit 1 before start)
@@ -116,6 +117,12 @@ class QueryError(UsageError):
     """SQL that can't be answered, or that would do more than read the output."""
 
     kind = "query"
+
+
+class StaleIndexError(UsageError):
+    """Slides were committed, replaced or removed since an index was built."""
+
+    kind = "stale-index"
 
 
 class ClusterError(HistorayError):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ray_pipeline.encoders.registry import get_spec
-from tests.benchmarks import encoder, pipeline, pixels, reader, reading
+from tests.benchmarks import encoder, pipeline, pixels, reader, reading, similar
 
 
 def quick_run(name: str, folder: Path) -> dict[str, Any]:
@@ -71,3 +71,11 @@ def test_reading(tmp_path: Path) -> None:
     report = quick_run("reading", tmp_path)
     assert set(reading.WANTED) == set(report["holds"])
     assert report["ratios"]["bag_requests"] == 1
+
+
+@pytest.mark.slow
+def test_similar(tmp_path: Path) -> None:
+    report = quick_run("similar", tmp_path)
+    assert set(similar.WANTED) == set(report["holds"])
+    assert report["ratios"]["recall_at_10"] > 0.9
+    assert report["figures"]["gb"] * 1e9 == report["figures"]["tiles"] * similar.DIM * 4

@@ -1,0 +1,211 @@
+"""The vectors of an output, read a piece at a time in a stated amount of memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ray_pipeline.dataset.layout import EMBEDDINGS_FILE, Layout, slide_of_output
+from ray_pipeline.dataset.schema import ROW_GROUP_TILES
+from ray_pipeline.errors import NotFoundError, SettingsError
+from ray_pipeline.recipe import SHARD_TILES
+from ray_pipeline.store import ObjectInfo, Store
+
+BATCH_TILES = 1024
+"""Rows of one batch: 6 MB of vectors for 1,536 numbers a tile, little enough for a cache."""
+COLUMNS = ("tile", "x", "y", "embedding")
+LARGEST_GROUP_TILES = ROW_GROUP_TILES + SHARD_TILES
+"""Rows of a row group stay below: it is closed by the shard that fills it."""
+BATCH_COPIES, NUMBER_BYTES = 5, 4
+"""Of a batch while it is decoded, with what allocators keep (measured: 4); bytes of a number."""
+FOOTER_GET_BYTES = 64 << 10
+"""First request of a file, at its end. Each row group is then one more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorBatch:
+    """Tiles of one slide that follow one another, with their vectors."""
+
+    slide_id: str
+    """The slide's id."""
+    tile: npt.NDArray[np.int32]
+    """int32 [n], rising by one."""
+    x: npt.NDArray[np.int32]
+    """int32 [n], level-0 px."""
+    y: npt.NDArray[np.int32]
+    """int32 [n], level-0 px."""
+    vectors: npt.NDArray[np.float32]
+    """float32 [n, D], not normalised; read-only."""
+
+
+def reading_bytes(dim: int) -> int:
+    """Most bytes that reading a slide of any length holds, for vectors of `dim` numbers."""
+    return NUMBER_BYTES * dim * (LARGEST_GROUP_TILES + BATCH_COPIES * BATCH_TILES)
+
+
+def layout_of(output: Store, recipe: str | None) -> Layout:
+    """The layout of the recipe that `recipe` begins, or of the only one.
+
+    Raises NotFoundError where there is no output; SettingsError where `recipe` is not one of its
+    own, or it holds several and none is named: vectors of two recipes are never mixed.
+    """
+    folders = [name for name in output.folders("embeddings") if name.startswith("recipe=")]
+    there = [name.removeprefix("recipe=") for name in folders]
+    if not there:
+        raise NotFoundError(f"{output.uri} holds no embeddings; check the URI.")
+    named = [name for name in there if name.startswith(recipe or "")]
+    if len(named) == 1:
+        return Layout(named[0])
+    choice = ", ".join(there)
+    if recipe is None:
+        raise SettingsError(f"{output.uri} holds several recipes: choose by --recipe of {choice}.")
+    raise SettingsError(f"--recipe: '{recipe}' is not one recipe of {output.uri}: {choice}.")
+
+
+def slide_files(output: Store, layout: Layout) -> Iterator[tuple[str, ObjectInfo]]:
+    """Every slide of the recipe and its file, as the store lists them."""
+    for info in output.list(layout.embeddings):
+        slide_id = slide_of_output(info.key)
+        if slide_id is not None:
+            yield slide_id, info
+
+
+def slide_file(output: Store, layout: Layout, slide_id: str) -> ObjectInfo:
+    """The slide's file. Raises SettingsError when the recipe has none of it."""
+    try:
+        return output.head(layout.output(slide_id, {}))
+    except NotFoundError:
+        # Partition columns make folders between the recipe's and the slide's.
+        for found, info in slide_files(output, layout):
+            if found == slide_id:
+                return info
+    raise SettingsError(
+        f"--slide: recipe {layout.recipe_fp} of {output.uri} has no slide '{slide_id}'; "
+        "its slides table lists them."
+    )
+
+
+def read_vectors(
+    output: Store,
+    slide_id: str,
+    info: ObjectInfo,
+    *,
+    tiles: Collection[int] | None = None,
+) -> Iterator[VectorBatch]:
+    """The slide's tiles in order, BATCH_TILES at most at a time, in no more than `reading_bytes`.
+
+    With `tiles`, only row groups that hold one of them are read. Raises ObjectReplacedError when
+    the file is replaced meanwhile, and SettingsError when it is none of historay's.
+    """
+    try:
+        metadata, groups = _row_groups(output, info)
+        for group, rows in enumerate(groups):
+            if tiles is None or any(tile in rows for tile in tiles):
+                yield from _batches(output, slide_id, info, metadata, group)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise SettingsError(
+            f"{slide_id}: {output.uri_of(info.key)} is no file of historay's ({error}); "
+            "move it away."
+        ) from error
+
+
+def read_tiles(
+    output: Store, slide_id: str, info: ObjectInfo, tiles: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """Vectors of the named tiles of a slide, float32 [len(tiles), D].
+
+    Raises SettingsError for a tile that the slide does not have.
+    """
+    found: dict[int, npt.NDArray[np.float32]] = {}
+    for batch in read_vectors(output, slide_id, info, tiles=tiles):
+        for row in np.flatnonzero(np.isin(batch.tile, tiles)):
+            found[int(batch.tile[row])] = batch.vectors[row].copy()
+    for tile in tiles:
+        if tile not in found:
+            raise SettingsError(
+                f"--tile: slide '{slide_id}' has no tile {tile}; they count from 0 in its "
+                f"{EMBEDDINGS_FILE}."
+            )
+    # Arrow would keep what this thread has decoded with, beside what others then need.
+    pa.default_memory_pool().release_unused()
+    return np.stack([found[tile] for tile in tiles])
+
+
+def _row_groups(output: Store, info: ObjectInfo) -> tuple[pq.FileMetaData, list[range]]:
+    """The file's directory, and the tiles of each row group. Raises ValueError for a long one."""
+    with output.open_file(
+        info.key, etag=info.etag, size_bytes=info.size_bytes, first_get_bytes=FOOTER_GET_BYTES
+    ) as source:
+        metadata = pq.read_metadata(source)
+    groups, first = [], 0
+    for group in range(metadata.num_row_groups):
+        groups.append(range(first, first + metadata.row_group(group).num_rows))
+        first = groups[-1].stop
+        if len(groups[-1]) > LARGEST_GROUP_TILES:
+            raise ValueError("row groups longer than historay's")
+    return metadata, groups
+
+
+def _batches(
+    output: Store, slide_id: str, info: ObjectInfo, metadata: pq.FileMetaData, group: int
+) -> Iterator[VectorBatch]:
+    start, stop = _span(metadata, group)
+    data = output.get_range(info.key, start, stop - start, etag=info.etag)
+    file = pq.ParquetFile(_Part(data, start, info.size_bytes), metadata=metadata)
+    for batch in file.iter_batches(
+        BATCH_TILES, row_groups=[group], columns=list(COLUMNS), use_threads=False
+    ):
+        flat = pc.list_flatten(batch["embedding"]).to_numpy(zero_copy_only=False)
+        yield VectorBatch(
+            slide_id=slide_id,
+            tile=batch["tile"].to_numpy(),
+            x=batch["x"].to_numpy(),
+            y=batch["y"].to_numpy(),
+            vectors=flat.reshape(batch.num_rows, -1),
+        )
+
+
+class _Part:
+    """A file of which one stretch is there, handed out without a copy."""
+
+    closed = False
+
+    def __init__(self, data: memoryview, start: int, size_bytes: int) -> None:
+        self._data, self._start, self._size = data, start, size_bytes
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> None:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> memoryview:
+        first = self._position - self._start
+        self._position += size
+        return self._data[first : first + size]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _span(metadata: pq.FileMetaData, group: int) -> tuple[int, int]:
+    """First byte of a row group, and the one after its last."""
+    bounds = []
+    for column in _columns(metadata, group):
+        first = column.dictionary_page_offset or column.data_page_offset
+        bounds += [first, first + column.total_compressed_size]
+    return min(bounds), max(bounds)
+
+
+def _columns(metadata: pq.FileMetaData, group: int) -> list[pq.ColumnChunkMetaData]:
+    rows = metadata.row_group(group)
+    return [rows.column(index) for index in range(rows.num_columns)]
