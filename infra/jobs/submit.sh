@@ -16,7 +16,7 @@ if [ ! -f "$job" ]; then
     echo "$job is no file: name a job file, such as infra/jobs/small.yaml" >&2
     exit 2
 fi
-if grep -nv '^[[:space:]]*#' "$job" | grep EDIT >&2; then
+if grep -nv '^[[:space:]]*#' "$job" | grep EDIT- >&2; then
     echo "$job: edit these lines first" >&2
     exit 2
 fi

@@ -90,6 +90,33 @@ def test_nothing_is_submitted_that_can_not_be_meant(tmp_path: Path) -> None:
         assert all(word in unedited.stderr for word in placeholders(job.read_text()))
 
 
+def test_only_the_job_file_travels_and_the_clusters_answer_is_the_scripts(tmp_path: Path) -> None:
+    """With a program in the place of `ray` that writes down how it was called."""
+    job = tmp_path / "my job.yaml"
+    job.write_text("output: here  # EDIT was done\n")
+    ray = tmp_path / "ray"
+    ray.write_text(
+        '#!/bin/sh\nfor word in "$@"; do echo "$word"; done\necho "$RAY_API_SERVER_ADDRESS"\n'
+        'echo "$RAY_AUTH_MODE"\nls -A "$6"\ncat "$6/job.yaml"\nexit 7\n'
+    )
+    ray.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    unset = {"RAY_API_SERVER_ADDRESS": "", "RAY_AUTH_MODE": ""}
+    outcome = submit(str(job), "--retry", "not-a-slide", PATH=path, **unset)
+    assert outcome.returncode == 7, outcome.stderr
+    called = outcome.stdout.splitlines()
+    name, folder = called[3], called[5]
+    assert re.fullmatch(r"my-job-\d{8}T\d{6}Z", name)
+    assert f"ray job stop {name}" in outcome.stderr
+    command = "python -m ray_pipeline embed --config job.yaml --retry not-a-slide"
+    assert called == [
+        *("job", "submit", "--submission-id", name, "--working-dir", folder, "--"),
+        *command.split(),
+        *("http://127.0.0.1:8265", "token", "job.yaml", *job.read_text().splitlines()),
+    ]
+    assert not Path(folder).exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_script_runs_a_job_on_a_cluster_and_the_same_command_resumes_it(tmp_path: Path) -> None:

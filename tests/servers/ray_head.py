@@ -62,6 +62,9 @@ def ray_head(
         "RAY_ADDRESS": "",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Ray's own 60 and 30 seconds are short on a busy machine.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_TIMEOUT_S),
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": str(START_TIMEOUT_S),
     }
     temp = tempfile.mkdtemp(prefix="ray")  # short: Ray's sockets lie below it
     command = ["ray", "start", "--head", "--port", str(gcs), "--num-cpus", str(cpus)]
