@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ def classed(labels: Sequence[Label]) -> tuple[tuple[str, ...], npt.NDArray[np.in
     kinds = {type(label).__name__ for label in labels}
     if len(kinds) > 1:
         raise LabelsError(f"labels of several types ({', '.join(sorted(kinds))}): use one.")
-    found: list[Any] = sorted(cast(set[Any], set(labels)))  # all of one type, as was just seen
+    found: list[Any] = sorted(set(labels))  # all of one type, as was just seen
     if len(found) < 2:
         raise LabelsError(f"{len(found)} classes in {len(labels)} labels: nothing to learn.")
     index = {label: place for place, label in enumerate(found)}

@@ -56,7 +56,7 @@ def test_a_planted_signal_is_found_and_so_are_its_tiles(seed: int, tmp_path: Pat
         attention = pq.read_table(store.open_file(attention_key(slide)))["attention"].to_numpy()
         top = np.argsort(attention)[-len(planted) :]
         found.append(len(set(top) & set(planted)) / len(planted))
-    assert np.mean(found) >= 0.8
+    assert np.mean(found) >= 0.7  # by chance, some 0.04
 
 
 @pytest.mark.parametrize("seed", SEEDS)
