@@ -36,9 +36,9 @@ from ray_pipeline.side_by_side import side_by_side
 
 T = TypeVar("T")
 
-READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
 LISTS_AT_ONCE = 8
 """Parts of a long listing that are asked for at the same time."""
+READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
 """Tries of one ranged read or page of a listing, and seconds of the longest pause between two:
 outages of some 20 s are lived through. All are ours: reads are counted, and the clients try no
 listing again whose body breaks off."""
