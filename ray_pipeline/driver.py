@@ -70,6 +70,8 @@ def begin(
     state = read_state(output, layout, [source.slide_id for source in sources])
     work = choose_work(output, layout, sources, state, settings)
     sweep(output, layout, state, (source.slide_id for source in work.finished))
+    for source in work.finished:
+        state.done.pop(source.slide_id, None)  # nobody asks for it again: 150 bytes each
     report = RunReport(
         run=run,
         output=output.uri,

@@ -44,14 +44,15 @@ def original_name(segment: str) -> str:
 
 
 def cuts(folder: str, slide_ids: Sequence[str], *, before: str = "") -> list[str]:
-    """Keys that cut the listing of `folder` into parts of one size, if these are its slides.
+    """Keys that cut the listing of `folder` into parts of about one size, if these are its slides.
 
-    `before` is what stands before a slide's name there. None for few slides: see `Store.list`.
+    `slide_ids` are sorted. `before` is what stands before a slide's name there. None for few
+    slides: see `Store.list`.
     """
     if len(slide_ids) < LONG_LIST:
         return []
-    names = sorted(map(folder_name, slide_ids))
-    return [f"{folder}/{before}{name}" for name in names[:: len(names) // LIST_PARTS][1:]]
+    step = len(slide_ids) // LIST_PARTS
+    return [f"{folder}/{before}{folder_name(slide_id)}" for slide_id in slide_ids[step::step]]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_pipeline.dataset.layout import Layout, cuts, original_name
+from ray_pipeline.dataset.layout import LONG_LIST, Layout, cuts, original_name
 from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
 from ray_pipeline.dataset.schema import LATER_COLUMNS, SLIDE_COLUMNS, SLIDE_VECTORS
 from ray_pipeline.errors import NotFoundError, ObjectReplacedError
@@ -52,19 +52,19 @@ def read_slides(output: Store, layout: Layout) -> pa.Table:
     return _settled(lambda: _read(output, layout))
 
 
-def told_otherwise(output: Store, layout: Layout, inputs: Mapping[str, str]) -> set[str]:
-    """Finished slides (slide_id -> input_fp) of which the table, as it stands, tells otherwise.
+def told_otherwise(output: Store, layout: Layout, inputs: Iterable[tuple[str, str]]) -> set[str]:
+    """Finished slides (slide_id, input_fp) of which the table, as it stands, tells otherwise.
 
     That is a failure, another input, or nothing at all. No record is looked at.
     """
+    asked = _columns(inputs, ("slide_id", "input_fp"))
 
     def told() -> set[str]:
         standing = _standing(output, layout)
-        if standing is None or not inputs:
+        if standing is None or not asked.num_rows:
             return set()
         rows = standing.read(columns=["slide_id", "input_fp", "error_kind"])
         rows = rows.filter(pc.is_null(rows["error_kind"]))
-        asked = pa.table([list(inputs), list(inputs.values())], ["slide_id", "input_fp"])
         told_so = pc.is_in(_pairs(asked, "input_fp"), _pairs(rows, "input_fp"))
         return set(asked["slide_id"].filter(pc.invert(told_so)).to_pylist())
 
@@ -75,10 +75,9 @@ def _compact(output: Store, layout: Layout, say: Say) -> int:
     standing = _standing(output, layout)
     known = _versions(standing)
     listed = _listed(output, layout, known)
+    if _is_whole(standing) and known.sort_by("slide_id").equals(listed):
+        return int(known.num_rows)
     current, stale = _compared(known, listed)
-    rows = int(pc.sum(current).as_py() or 0)
-    if _is_whole(standing) and not stale.num_rows and rows == known.num_rows:
-        return rows
     with tempfile.TemporaryDirectory() as folder:
         fresh = []
         for start in range(0, stale.num_rows, CHUNK_RECORDS):
@@ -124,15 +123,24 @@ def _settled(action: Callable[[], T]) -> T:
 
 def _listed(output: Store, layout: Layout, known: pa.Table) -> pa.Table:
     """Ids and versions of the records that are there, by id; `known` are those of the table."""
-    ids = known["slide_id"].to_pylist()
-    infos = output.list(layout.records, cuts=cuts(layout.records, ids))
-    schema = pa.schema([("slide_id", pa.string()), ("record_etag", pa.string())])
+    ids = known["slide_id"].sort()
+    few = ids[:: max(1, len(ids) // LONG_LIST)].to_pylist()  # enough of them to cut by
+    infos = output.list(layout.records, cuts=cuts(layout.records, few))
+    rows = ((_slide_of(info.key), info.etag) for info in infos)
+    return _columns(rows, ("slide_id", "record_etag")).sort_by("slide_id")
+
+
+def _slide_of(key: str) -> str:
+    return original_name(key.rpartition("/")[2].removesuffix(".json"))
+
+
+def _columns(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> pa.Table:
+    """Two columns of text, and never more than a chunk of them as Python's."""
+    rows, schema = iter(rows), pa.schema([(name, pa.string()) for name in names])
     chunks = [schema.empty_table()]
-    while chunk := list(islice(infos, CHUNK_RECORDS)):
-        names = [info.key.rpartition("/")[2].removesuffix(".json") for info in chunk]
-        columns = [list(map(original_name, names)), [info.etag for info in chunk]]
-        chunks.append(pa.table(columns, schema=schema))
-    return pa.concat_tables(chunks).combine_chunks().sort_by("slide_id")
+    while chunk := list(islice(rows, CHUNK_RECORDS)):
+        chunks.append(pa.table(list(map(list, zip(*chunk, strict=True))), schema=schema))
+    return pa.concat_tables(chunks)
 
 
 def _standing(output: Store, layout: Layout) -> pq.ParquetFile | None:

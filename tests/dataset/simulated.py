@@ -189,7 +189,7 @@ class Run:
         sources = {source.slide_id: source for source in self.sources.listed()}
         conditional = probe_conditional(self.output, self.name)
         claim_recipe(self.output, LAYOUT, RECIPE.to_dict(), ())
-        state = read_state(self.output, LAYOUT)
+        state = read_state(self.output, LAYOUT, sorted(sources))
         work = choose_work(self.output, LAYOUT, list(sources.values()), state, settings)
         sweep(self.output, LAYOUT, state, (source.slide_id for source in work.finished))
         endings = Endings(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.start import claim_recipe, probe_conditional
+from ray_pipeline.dataset.start import claim_recipe, probe_conditional, read_state
 from ray_pipeline.errors import (
     AccessError,
     RecipeMismatchError,
@@ -115,3 +115,18 @@ def test_a_damaged_recipe_is_one_sentence(output: Store, damage: bytes) -> None:
     output.put(LAYOUT.recipe, damage)
     with pytest.raises(RecipeMismatchError, match=r"recipe\.json is damaged: delete it"):
         claim_recipe(output, LAYOUT, {"model": "toy"}, [])
+
+
+def test_of_other_slides_than_the_jobs_nothing_is_kept(output: Store) -> None:
+    for slide_id in ("a b", "c", "d"):
+        output.put(LAYOUT.output(slide_id, {"site": "x"}), b"")
+        output.put(LAYOUT.done_key(slide_id, "1"), b"")
+    output.put(LAYOUT.done_key("a b", "2"), b"")
+    state = read_state(output, LAYOUT, ["a b", "c", "e"])
+    assert {slide_id: set(fps) for slide_id, fps in state.done.items()} == {
+        "a b": {"1", "2"},
+        "c": {"1"},
+    }
+    assert state.key_of("a b") == LAYOUT.output("a b", {"site": "x"})
+    assert state.key_of("d") is None
+    assert read_state(output, LAYOUT).done.keys() == {"a b", "c", "d"}
