@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from ray_pipeline.dataset.filesystem import StoreFileSystem
 from ray_pipeline.dataset.recipes import StandingRecipe, find_recipe
@@ -25,7 +23,9 @@ from ray_pipeline.store import Store
 if TYPE_CHECKING:
     import duckdb
     import polars
+    import pyarrow.dataset as ds
     import ray.data
+    from pyarrow.fs import FileSystem
 
     from ray_pipeline.dataset.bags import SlideBags
 
@@ -81,6 +81,8 @@ class EmbeddingDataset:
         Its columns are those of the files, `slide_id` as plain text, and the partition columns.
         `.to_table(columns=..., filter=...).to_pandas()` makes a data frame.
         """
+        import pyarrow.dataset as ds  # noqa: PLC0415 (it imports pandas)
+
         form, system = ds.ParquetFileFormat(), self._filesystem()
         fragments = [
             form.make_fragment(self._path(file), system, partition_expression=_guarantee(file))
@@ -185,6 +187,8 @@ class EmbeddingDataset:
         return schema
 
     def _filesystem(self) -> FileSystem:
+        from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem  # noqa: PLC0415
+
         if self.output.scheme == "file":
             return LocalFileSystem()
         infos = [file.info for file in self.listed]
@@ -197,8 +201,8 @@ class EmbeddingDataset:
 
 def _guarantee(file: SlideFile) -> pc.Expression:
     """What holds of every row of the file."""
-    held = ds.field("slide_id") == file.slide_id
+    held = pc.field("slide_id") == file.slide_id
     for name, value in file.partitions.items():
-        field = ds.field(name)
+        field = pc.field(name)
         held &= field.is_null() if value is None else field == value
     return held
