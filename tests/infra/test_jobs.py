@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,11 +11,9 @@ import pytest
 
 from ray_pipeline.errors import SettingsError
 from ray_pipeline.settings import load_settings
-from ray_pipeline.synthetic import write_slide
 from tests.conftest import ROOT
 from tests.infra.placeholders import placeholders
 from tests.infra.programs import BIN, run_program
-from tests.servers.ray_head import ray_head
 
 FOLDER = ROOT / "infra" / "jobs"
 SUBMIT = FOLDER / "submit.sh"
@@ -115,28 +112,3 @@ def test_only_the_job_file_travels_and_the_clusters_answer_is_the_scripts(tmp_pa
         *("http://127.0.0.1:8265", "token", "job.yaml", *job.read_text().splitlines()),
     ]
     assert not Path(folder).exists()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_script_runs_a_job_on_a_cluster_and_the_same_command_resumes_it(tmp_path: Path) -> None:
-    slides = tmp_path / "slides"
-    slides.mkdir()
-    write_slide(slides / "a.svs", width_px=1024, height_px=1024, seed=1)
-    (slides / "b.svs").write_bytes(b"no slide")
-    job = tmp_path / "my job.yaml"
-    job.write_text(f"slides: {slides}/\noutput: {tmp_path}/out\nmodel: toy\nlog_format: json\n")
-    installed = {"PYTHONPATH": str(ROOT)}
-    with ray_head(tmp_path / "head.log", jobs=True, environment=installed) as head:
-        first = submit(str(job), **head.env)
-        told = first.stdout + first.stderr
-        assert first.returncode == 1, told
-        assert "job my-job-2" in first.stderr
-        assert "1 slides done (0 empty), 0 finished before, 1 failed" in told
-        assert "exit code 3" in told
-        # The README: the same command resumes, and a flag of `embed` goes along.
-        shutil.copyfile(slides / "a.svs", slides / "b.svs")
-        again = submit(str(job), "--retry", "not-a-slide", **head.env)
-        told = again.stdout + again.stderr
-        assert again.returncode == 0, told
-        assert "1 slides done (0 empty), 1 finished before, 0 failed" in told
