@@ -1,6 +1,6 @@
 """What a million slides cost the driver and the store, by the real driver on simulated stages.
 
-    python -m tests.benchmarks.scale [--quick] [--out FILE]
+    python -m tests.benchmarks.scale [--quick | --largest SLIDES] [--out FILE]
 
 Real: listing sources and output, choosing the work, the ledger, commit jobs, records' and report's
 contents, the slides table; an S3 client speaking HTTP to a server in memory, which counts requests.
@@ -17,25 +17,16 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.schema import SLIDE_COLUMNS
-from ray_pipeline.recipe import input_fingerprint
-from ray_pipeline.slides.slide import slide_id_of
-from ray_pipeline.store import Store
 from tests.benchmarks.report import finish
-from tests.benchmarks.scale_driver import OUTPUT, SOURCES, TILES, recipe, source_key
-from tests.servers.buckets import BucketServer, etag_of_filled
+from tests.benchmarks.scale_driver import TILES, recipe
+from tests.benchmarks.scale_filled import fill_finished, fill_sources
+from tests.servers.buckets import BucketServer
 
 WANTED = {
     "cost_per_slide_1e6_over_1e4": "<= 1.2",
@@ -47,10 +38,6 @@ SIZES, QUICK_SIZES = (1_000, 10_000, 100_000, 1_000_000), (100, 1_000)
 """Slides of the simulated jobs."""
 FULL_SLIDES, QUICK_FULL_SLIDES = 2_500, 250
 """Of each job, about so many have all their shards done now; the others were staged earlier."""
-FILL_KEYS = 20_000
-"""Keys put at a time."""
-SLIDE_BYTES, FILE_BYTES = 1_200_000_000, 27_000_000
-"""What a listing tells of a source and of a file of embeddings."""
 
 USD_PER_1000 = {"PUT": 0.005, "LIST": 0.005, "GET": 0.0004, "HEAD": 0.0004, "DELETE": 0.0}
 """S3 Standard, us-east-1, list prices of November 2026; deleting is free."""
@@ -98,24 +85,26 @@ def main() -> None:
     """Simulate every size, count a slide's requests, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, for trying it out")
+    parser.add_argument("--largest", type=int, default=SIZES[-1], help="slides of the largest job")
     parser.add_argument("--out", help="write the report here too")
     asked = parser.parse_args()
-    sizes = QUICK_SIZES if asked.quick else SIZES
+    sizes = QUICK_SIZES if asked.quick else [size for size in SIZES if size <= asked.largest]
     full = QUICK_FULL_SLIDES if asked.quick else FULL_SLIDES
     costs = {slides: simulated(slides, full) for slides in sizes}
     requests, commit_cpu_s = slide_at_the_store((1, 2) if asked.quick else (2, 4))
     compact = _compacted(slides=100 if asked.quick else 5_000)
-    largest, smaller = sizes[-1], sizes[-1] // 100 if not asked.quick else sizes[0]
+    largest, smaller = sizes[-1], sizes[max(0, len(sizes) - 3)]
     requests["LIST"] = round(costs[largest].lists / largest, 6)
     top = costs[largest]
     finish(
         "scale",
         ratios={
-            "cost_per_slide_1e6_over_1e4": top.cpu_us_per_slide / costs[smaller].cpu_us_per_slide,
-            "driver_rss_gb_1e6": max(top.fresh["rss_gb"], top.finished["rss_gb"]),
-            "resume_1e6_s": top.resume_s,
+            f"cost_per_slide_{power(largest)}_over_{power(smaller)}": top.cpu_us_per_slide
+            / costs[smaller].cpu_us_per_slide,
+            f"driver_rss_gb_{power(largest)}": max(top.fresh["rss_gb"], top.finished["rss_gb"]),
+            f"resume_{power(largest)}_s": top.resume_s,
         },
-        wanted={} if asked.quick else WANTED,
+        wanted=WANTED,
         figures={
             "quick": asked.quick,
             "tiles_per_slide": TILES,
@@ -135,6 +124,11 @@ def main() -> None:
     )
 
 
+def power(slides: int) -> str:
+    """A power of ten as ratios name it: `1e6`."""
+    return f"1e{round(math.log10(slides))}"
+
+
 def dollars(requests: Mapping[str, float]) -> float:
     """What so many requests by verb cost, US dollars."""
     return sum(USD_PER_1000[verb] * count / 1000 for verb, count in requests.items())
@@ -143,12 +137,12 @@ def dollars(requests: Mapping[str, float]) -> float:
 def simulated(slides: int, full: int) -> Cost:
     """A job of so many slides from nothing, then the same job finished and run again."""
     with BucketServer() as server:
-        for keys in _chunks(slides):
-            server.fill(_bucket(SOURCES), keys, SLIDE_BYTES)
+        fill_sources(server, slides)
         fresh = _phase(server, "fresh", one_in=max(1, slides // full))
         lists = _by_verb(server)["LIST"]
         server.reset_counters()
-        _finish(server, slides)
+        os.environ.update(server.env)
+        fill_finished(server, Layout(recipe().fingerprint), slides)
         finished = _phase(server, "finished")
         told = Cost(fresh, finished, lists + _by_verb(server)["LIST"])
     print(f"{slides} slides: {json.dumps(told.figures())}", file=sys.stderr)
@@ -164,7 +158,7 @@ def slide_at_the_store(slides: tuple[int, int]) -> tuple[dict[str, float], float
     counted, commit_cpu_s = [], 0.0
     for number in slides:
         with BucketServer() as server:
-            server.fill(_bucket(SOURCES), [source_key(n) for n in range(number)], SLIDE_BYTES)
+            fill_sources(server, number)
             told = _phase(server, "commit")
             assert told["slides"] == number
             commit_cpu_s = told["commit_cpu_s"]
@@ -194,46 +188,11 @@ def _phase(server: BucketServer, phase: str, **said: int) -> dict[str, Any]:
     return told
 
 
-def _finish(server: BucketServer, slides: int) -> None:
-    """Leave in the output what a finished job leaves."""
-    layout, bucket = Layout(recipe().fingerprint), _bucket(OUTPUT)
-    ids, etags = list[str](), list[str]()
-    for sources in _chunks(slides):
-        names = [slide_id_of(key) for key in sources]
-        inputs = [
-            input_fingerprint(uri=f"{SOURCES}{key}", etag=etag_of_filled(key), mpp_override=None)
-            for key in sources
-        ]
-        records = [layout.record(name) for name in names]
-        done = [layout.done_key(name, fp) for name, fp in zip(names, inputs, strict=True)]
-        server.fill(bucket, records, 20_000)
-        server.fill(bucket, done, 0)
-        server.fill(bucket, [layout.output(name, {}) for name in names], FILE_BYTES)
-        ids += names
-        etags += map(etag_of_filled, records)
-    told = {"slide_id": pa.array(ids), "record_etag": pa.array(etags)}
-    columns = [told.get(one.name, pa.nulls(slides, one.type)) for one in SLIDE_COLUMNS]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slides.parquet"
-        pq.write_table(pa.Table.from_arrays(columns, schema=SLIDE_COLUMNS), path)
-        os.environ.update(server.env)
-        Store.open(OUTPUT).put(layout.slides_table, path.read_bytes())
-
-
-def _chunks(slides: int) -> Iterator[list[str]]:
-    for start in range(0, slides, FILL_KEYS):
-        yield [source_key(number) for number in range(start, min(slides, start + FILL_KEYS))]
-
-
 def _by_verb(server: BucketServer) -> Counter[str]:
     verbs = Counter[str]()
     for told, count in server.counters().items():
         verbs[told.split(" ")[1]] += count
     return verbs
-
-
-def _bucket(uri: str) -> str:
-    return urlsplit(uri).netloc
 
 
 if __name__ == "__main__":

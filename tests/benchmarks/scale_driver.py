@@ -38,6 +38,7 @@ from ray_pipeline.sources import find_slides
 from ray_pipeline.stages import StageShard
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
+from tests.benchmarks.scale_filled import OUTPUT, SOURCES, source_key
 from tests.benchmarks.scale_stages import (
     FACTS,
     CommitsHere,
@@ -50,7 +51,6 @@ TILES = 10_000
 """Of every slide."""
 DIM = 1536
 """Numbers of a vector, of `SETTINGS`' model."""
-SOURCES, OUTPUT = "s3://slides/", "s3://results"
 SETTINGS = JobSettings(slides=[SOURCES], output=OUTPUT, model="h-optimus-0")
 
 
@@ -59,11 +59,6 @@ def recipe() -> Recipe:
     spec = get_spec(SETTINGS.model)
     identity = EncoderIdentity.of(spec, weights_digest="0" * 64, meaningful=False, precision="fp16")
     return recipe_of(SETTINGS, identity)
-
-
-def source_key(number: int) -> str:
-    """Key of a source in its bucket."""
-    return f"slide-{number:07d}.svs"
 
 
 @dataclass

@@ -263,7 +263,7 @@ def test_a_table_without_maximum_has_the_column_after_a_run_that_changes_nothing
 ) -> None:
     put_record(output, LAYOUT, record("a"))
     without_maximum(output)
-    assert told_otherwise(output, LAYOUT, {"a": "another"}) == {"a"}
+    assert told_otherwise(output, LAYOUT, [("a", "another")]) == {"a"}
     assert compacted(output) == 1
     assert pq.read_schema(output.open_file(LAYOUT.slides_table)).names == [
         *SLIDE_COLUMNS.names,
