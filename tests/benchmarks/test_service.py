@@ -13,6 +13,7 @@ from tests.benchmarks import service, service_soak
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_a_quick_run_ends_with_every_ratio() -> None:

@@ -88,6 +88,7 @@ def test_every_vector_is_that_of_openslides_pixels(s3_server: S3Server, real_sli
     assert listed(s3_server, bucket) == before, "nothing was put under embeddings/"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_real_architecture_embeds_the_first_16_tiles(real_slides: Path, tmp_path: Path) -> None:

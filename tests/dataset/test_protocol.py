@@ -172,7 +172,9 @@ def test_whatever_happens_each_slide_is_there_once_whole_and_right(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("conditions", ["honoured", "ignored"])
+@pytest.mark.parametrize(
+    "conditions", ["honoured", pytest.param("ignored", marks=pytest.mark.long)]
+)
 def test_whatever_happens_at_length(server: SteppedServer, conditions: Conditions) -> None:
     explore(server, conditions, 60)
 
