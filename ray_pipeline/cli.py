@@ -13,22 +13,30 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ray_pipeline.answers import Form
+from ray_pipeline.console import (
+    EXIT_ERROR,
+    EXIT_SOME_FAILED,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    AsJson,
+    Cells,
+    aligned,
+    say,
+)
 from ray_pipeline.dataset.report import RunReport, versions
 from ray_pipeline.encoders.registry import MODELS
 from ray_pipeline.errors import HistorayError, UsageError
 from ray_pipeline.flags import with_settings_flags
+from ray_pipeline.outputs import errors, export, import_coords, query, status
 from ray_pipeline.progress import Reporter
 from ray_pipeline.search import index, similar
 from ray_pipeline.settings import JobSettings, load_settings
 from ray_pipeline.stopping import Stop
-from ray_pipeline.store import Store
 
-EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_STOPPED = 1, 2, 3, 4
 STOPPED = "stopped on request; resume with the same command.\n"
 """What standard error ends with on exit code 4."""
 
@@ -42,13 +50,11 @@ weights_app = typer.Typer(help="Work on weights files.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 
 Config = Annotated[str | None, typer.Option(help="YAML file with the same keys as the flags.")]
-Cells = tuple[str, ...]
-AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        _say(f"historay {versions()['historay']}")
+        say(f"historay {versions()['historay']}")
         raise typer.Exit
 
 
@@ -85,9 +91,9 @@ def embed(config: Config = None, as_json: AsJson = False, *, flags: dict[str, An
     stop = Stop(partial(_exit_at_once, os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else None))
     with stop.listening():
         report = _embedded(load_settings(config, flags), stop)
-    _say(_told(report))
+    say(_told(report))
     if as_json:
-        _say(json.dumps(report.to_dict()))
+        say(json.dumps(report.to_dict()))
     if report.stopped:
         sys.stderr.write(STOPPED)
         raise typer.Exit(EXIT_STOPPED)
@@ -147,14 +153,14 @@ def plan(
             )
         )
     total = summary(estimates, tiles_per_s)
-    _say(_aligned(rows))
-    _say(
+    say(aligned(rows))
+    say(
         f"{total['slides']} slides, {total['tiles']} tiles, "
         f"{sum(item.fetch_bytes for item in estimates) / 1e9:.3f} GB to fetch, "
         f"{total['gpu_hours']} GPU-hours at {tiles_per_s:g} tiles/s"
     )
     if as_json:
-        _say(json.dumps(total))
+        say(json.dumps(total))
     raise typer.Exit(EXIT_SOME_FAILED if total["slides_failed"] else 0)
 
 
@@ -184,13 +190,13 @@ def inspect(
             )
             rows.append((str(level.index), size, f"{level.downsample:g}", f"{level_mpp:.4g}"))
         found = "none" if slide.mpp.found is None else f"{slide.mpp.found:.4g}"
-        _say(f"{slide.uri}: {slide.vendor}, {slide.size_bytes / 1e6:.1f} MB, etag {slide.etag}")
-        _say(f"mpp used: {slide.mpp.value:.4g} (from {slide.mpp.source}); in the file: {found}")
-        _say(_aligned(rows))
+        say(f"{slide.uri}: {slide.vendor}, {slide.size_bytes / 1e6:.1f} MB, etag {slide.etag}")
+        say(f"mpp used: {slide.mpp.value:.4g} (from {slide.mpp.source}); in the file: {found}")
+        say(aligned(rows))
         how = f"read at 1/{geometry.reduce}" if geometry.reduce > 1 else "as they are"
         if geometry.side_px != TilingRule.tile_px:
             how += f", resampled from {geometry.side_px:.4g} px"
-        _say(
+        say(
             f"tiles at {mpp:g} mpp: level {geometry.level}, {how}, "
             f"achieved {geometry.mpp_achieved:.4g} mpp; reader: {slide.reader}"
         )
@@ -207,7 +213,7 @@ def inspect(
                 "reader": slide.reader,
                 **asdict(slide.counts),
             }
-            _say(json.dumps(facts))
+            say(json.dumps(facts))
     finally:
         slide.close()
 
@@ -238,76 +244,16 @@ def preview(
     finally:
         slide.close()
     save_preview(picture, out)
-    _say(f"{out}: {tile_plan.n_tiles} tiles, {tile_plan.facts['tissue_mm2']:.2f} mm2 of tissue")
+    say(f"{out}: {tile_plan.n_tiles} tiles, {tile_plan.facts['tissue_mm2']:.2f} mm2 of tissue")
 
 
-@app.command()
-def status(output: str, as_json: AsJson = False) -> None:
-    """Show what an output holds: slides done, empty and failed, tiles, for each recipe."""
-    from ray_pipeline.dataset.recipes import recipe_layouts  # noqa: PLC0415
-    from ray_pipeline.status import recipe_status  # noqa: PLC0415
-
-    store = Store.open(output)
-    found = [recipe_status(store, layout) for layout in recipe_layouts(store)]
-    rows: list[Cells] = [
-        ("recipe", "model", "done", "empty", "failed", "changed", "staged", "tiles")
-    ]
-    for item in found:
-        counts = (
-            item.done,
-            item.empty,
-            item.failed,
-            item.source_changed,
-            item.in_staging,
-            item.tiles,
-        )
-        model = item.model if item.meaningful else f"{item.model} (made-up weights)"
-        rows.append((item.recipe_fp, model, *map(str, counts)))
-    _say(_aligned(rows))
-    if as_json:
-        _say(json.dumps({"output": store.uri, "recipes": [asdict(item) for item in found]}))
-
-
-@app.command()
-def errors(output: str, as_json: AsJson = False) -> None:
-    """List every slide that failed, is empty or was skipped, with stage, kind and reason."""
-    from ray_pipeline.dataset.recipes import recipe_layouts  # noqa: PLC0415
-    from ray_pipeline.status import troubled_slides  # noqa: PLC0415
-
-    store = Store.open(output)
-    rows = [row for layout in recipe_layouts(store) for row in troubled_slides(store, layout)]
-    for row in rows:
-        _say(
-            f"{row['slide_id']}: {row['status']}, {row['stage'] or '-'}, {row['error_kind'] or '-'}"
-        )
-        _say(f"    {row['reason']}")
-    if not rows:
-        _say("no slide failed, is empty or was skipped.")
-    if as_json:
-        _say(json.dumps({"output": store.uri, "slides": rows}))
-
-
-@app.command()
-def query(
-    output: str,
-    sql: Annotated[str, typer.Argument(help="A SELECT over `tiles` and `slides`; - reads it.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="Fingerprint of the recipe, where there are several.")
-    ] = None,
-    form: Annotated[
-        Form, typer.Option("--format", help="table shows the first 100 rows; the rest write all.")
-    ] = "table",
-    out: Annotated[
-        str | None, typer.Option(help="Where it goes: a path or a store URI; parquet needs it.")
-    ] = None,
-) -> None:
-    """Ask an output in DuckDB's SQL: the tables are `tiles`, one row a tile, and `slides`."""
-    from ray_pipeline.query import run_query  # noqa: PLC0415
-
-    sql = sys.stdin.read() if sql == "-" else sql
-    rows = run_query(output, sql, recipe=recipe, form=form, out=out, stdout=sys.stdout.buffer)
-    if rows:
-        _say(_aligned(rows))
+app.command()(status)
+app.command()(errors)
+app.command()(query)
+app.command()(similar)
+app.command()(index)
+app.command()(export)
+app.command(name="import-coords")(import_coords)
 
 
 @app.command()
@@ -329,88 +275,9 @@ def models(as_json: AsJson = False) -> None:
                 ", ".join(spec.unverified) or "-",
             )
         )
-    _say(_aligned(rows))
+    say(aligned(rows))
     if as_json:
-        _say(json.dumps({"models": [asdict(spec) for spec in MODELS.values()]}, default=dict))
-
-
-@app.command()
-def export(
-    output: str,
-    to: Annotated[
-        Literal["h5", "h5ad", "geojson", "iceberg", "lance"],
-        typer.Option(help="Format: h5 is TRIDENT's and CLAM's, geojson QuPath's."),
-    ],
-    out: Annotated[str, typer.Option(help="Where it goes: a folder or a prefix of its own.")],
-    *,
-    slides: Annotated[
-        list[str] | None, typer.Option(help="A slide's id; may be said often; default: all.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Fingerprint of the recipe, where there are several.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write slides anew that are there already.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write committed slides for other tools: HDF5, AnnData, GeoJSON, Iceberg or Lance.
-
-    The same command again adds what is new or was replaced since.
-    """
-    from ray_pipeline.exports.run import export_slides  # noqa: PLC0415
-
-    with Reporter() as reporter:
-        report = export_slides(
-            Store.open(output),
-            out,
-            to,
-            recipe_fp=recipe,
-            slide_ids=slides or (),
-            overwrite=overwrite,
-            watch=reporter.show,
-        )
-    _say(
-        f"{report.slides_exported} slides exported ({report.tiles} tiles), "
-        f"{report.slides_current} there already, {len(report.failures)} failed; "
-        f"recipe {report.recipe_fp} in {report.out}"
-    )
-    for failure in report.failures:
-        _say(f"  {failure['slide_id']}: {failure['kind']}: {failure['reason']}")
-    if as_json:
-        _say(json.dumps(asdict(report)))
-    raise typer.Exit(EXIT_SOME_FAILED if report.failures else 0)
-
-
-@app.command(name="import-coords")
-def import_coords(
-    src: Annotated[str, typer.Argument(help="Folder or prefix of TRIDENT's or CLAM's .h5 files.")],
-    out: Annotated[str, typer.Option(help="Where the coordinates go: a folder or a prefix.")],
-    slides: Annotated[
-        list[str] | None,
-        typer.Option(help="Slides, as for embed: a manifest of those with coordinates is written."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Take over tiles that TRIDENT or CLAM cut: embed then reads these instead of its own."""
-    from ray_pipeline.exports import coords  # noqa: PLC0415
-
-    report = coords.import_coords(src, out, slides or ())
-    _say(
-        f"{report.files - len(report.failures)} of {report.files} files imported: {report.tiles} "
-        f"tiles; left out: {report.repeated} repeated, {report.past_the_edge} past the edge"
-    )
-    if report.manifest:
-        _say(f"manifest: {report.manifest} ({report.slides_without} slides have no coordinates)")
-    for failure in report.failures:
-        _say(f"  {failure['file']}: {failure['kind']}: {failure['reason']}")
-    if as_json:
-        _say(json.dumps(asdict(report)))
-    raise typer.Exit(EXIT_SOME_FAILED if report.failures else 0)
-
-
-app.command()(similar)
-app.command()(index)
+        say(json.dumps({"models": [asdict(spec) for spec in MODELS.values()]}, default=dict))
 
 
 @weights_app.command()
@@ -422,7 +289,7 @@ def convert(
     from ray_pipeline.encoders.tensors import convert_to_safetensors  # noqa: PLC0415
 
     digest = convert_to_safetensors(Path(source), Path(target))
-    _say(f"{target}: weights digest {digest}")
+    say(f"{target}: weights digest {digest}")
 
 
 @weights_app.command()
@@ -435,7 +302,7 @@ def fetch(
     from ray_pipeline.encoders.weights import fetch_weights  # noqa: PLC0415
 
     fetched = fetch_weights(source, Path(target), sha256)
-    _say(f"{target}: {'fetched' if fetched else 'there already'}, SHA-256 as asked for")
+    say(f"{target}: {'fetched' if fetched else 'there already'}, SHA-256 as asked for")
 
 
 @app.command()
@@ -446,9 +313,9 @@ def doctor(config: Config = None, as_json: AsJson = False, *, flags: dict[str, A
 
     findings = examine(config, flags)
     for finding in findings:
-        _say(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.sentence}")
+        say(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}: {finding.sentence}")
     if as_json:
-        _say(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+        say(json.dumps({"findings": [asdict(finding) for finding in findings]}))
     raise typer.Exit(0 if all(finding.ok for finding in findings) else EXIT_ERROR)
 
 
@@ -459,7 +326,7 @@ def demo(
     """Make three synthetic slides, embed them with the toy model, and query the result."""
     from ray_pipeline.demo import run_demo  # noqa: PLC0415
 
-    raise typer.Exit(run_demo(folder, _say))
+    raise typer.Exit(run_demo(folder, say))
 
 
 def _told(report: RunReport) -> str:
@@ -486,20 +353,8 @@ def _told(report: RunReport) -> str:
     return "\n".join(lines)
 
 
-def _aligned(rows: list[Cells]) -> str:
-    """Cells in columns, none of them cut short: what is printed can be searched and copied."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
-
-
 def _exit_at_once(stderr: int | None) -> NoReturn:
     # No clean-up, which may be what hangs; and no buffered stream, which may be in use.
     if stderr is not None:
         os.write(stderr, STOPPED.encode())
     os._exit(EXIT_STOPPED)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

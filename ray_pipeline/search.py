@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ray_pipeline.console import AsJson
 from ray_pipeline.errors import SettingsError
 from ray_pipeline.store import Store
 
@@ -30,7 +31,6 @@ Recipe = Annotated[
 MemoryMb = Annotated[
     int, typer.Option(min=1, help="Most MiB of the output that are in memory at a time.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
 
 
 def similar(
