@@ -1,8 +1,9 @@
 """Made-up H&E slides whose truth is known: for the demo, tests, benchmarks and notebooks.
 
-Islands of tissue on glass: pink fibrous stroma, purple nuclei in crowds, round fat vacuoles, and
-pen strokes. Everything is laid out in microns, so one seed gives the same slide at any mpp. The
-file is a pyramid of JPEG tiles in a TIFF, shaped like Aperio's. It teaches nothing about disease.
+Islands of tissue on glass: pink fibrous stroma, purple nuclei in crowds, round fat vacuoles, pen
+strokes, and, where asked for, nests of large dark nuclei. Everything is laid out in microns, so one
+seed gives the same slide at any mpp. The file is a pyramid of JPEG tiles in a TIFF, shaped like
+Aperio's. It teaches nothing about disease.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ GLASS = (243, 241, 244)
 STROMA = (224, 160, 196)
 CELLULAR = (198, 140, 190)
 NUCLEUS = (92, 62, 132)
+NEST = (150, 96, 168)
+NEST_UM = 210.0
+"""Radius of a nest: some nine tiles of 224 px at 0.5 microns per pixel lie in it or touch it."""
 VACUOLE = (238, 232, 238)
 PENS = ((38, 58, 170), (30, 120, 66), (28, 28, 30))
 """Blue, green and black."""
@@ -49,6 +53,8 @@ class SyntheticTruth:
     """bool [h, w]: tissue, fat vacuoles included, parts under pen marks left out."""
     pen: Mask
     """bool [h, w]: pen marks."""
+    nests: Mask
+    """bool [h, w]: nests of large dark nuclei, all of them in tissue."""
     downsample: float
     """Level-0 px per px of the masks."""
     mpp: float
@@ -65,8 +71,11 @@ class _Scene:
     """0 is stroma, 1 is full of cells."""
     pen: npt.NDArray[np.uint8]
     """0 is none, else 1 + index of PENS."""
+    nest: Mask
+    """Whether large dark nuclei lie there."""
     stroma: Pixels
     cellular: Pixels
+    nested: Pixels
     um: float
     """Microns per level-0 px."""
     seed: int
@@ -84,16 +93,18 @@ def write_slide(
     tile_px: int = 256,
     blank: bool = False,
     pen: bool = True,
+    nests: int = 0,
     mpp_tag: bool = True,
     vendor: Literal["aperio", "generic"] = "aperio",
 ) -> SyntheticTruth:
     """Write a slide of `width_px` x `height_px` at `mpp` microns per pixel; return its truth.
 
     The same arguments write the same pixels. Each of `levels` is smaller by `downsample`. `blank`
-    is glass alone; `pen` adds strokes in blue, green and black; without `mpp_tag` the file does
-    not say its microns per pixel. Memory is bounded by one row of tiles; lower levels wait on disk.
+    is glass alone; `pen` adds strokes in blue, green and black, `nests` so many discs of large dark
+    nuclei; without `mpp_tag` the file does not say its microns per pixel. Memory is bounded by one
+    row of tiles; lower levels wait on disk.
     """
-    scene = _scene(width_px, height_px, mpp, seed, blank=blank, pen=pen and not blank)
+    scene = _scene(width_px, height_px, mpp, seed, blank=blank, pen=pen and not blank, nests=nests)
     shapes = [(height_px, width_px)]
     for _ in range(levels - 1):
         height, width = shapes[-1]
@@ -134,13 +145,21 @@ def write_slide(
     return SyntheticTruth(
         tissue=(scene.island > 0) & (scene.pen == 0),
         pen=scene.pen > 0,
+        nests=scene.nest & (scene.pen == 0),
         downsample=TRUTH_UM / mpp,
         mpp=mpp,
     )
 
 
 def _scene(
-    width_px: int, height_px: int, mpp: float, seed: int, *, blank: bool, pen: bool
+    width_px: int,
+    height_px: int,
+    mpp: float,
+    seed: int,
+    *,
+    blank: bool,
+    pen: bool,
+    nests: int,
 ) -> _Scene:
     rng = np.random.default_rng(seed)
     shape = (max(2, round(height_px * mpp / TRUTH_UM)), max(2, round(width_px * mpp / TRUTH_UM)))
@@ -149,12 +168,24 @@ def _scene(
     far = np.minimum(rim, np.minimum(*np.ogrid[shape[0] - 1 : -1 : -1, shape[1] - 1 : -1 : -1]))
     island = island - np.clip(1 - far / (120 / TRUTH_UM), 0, 1) * 3
     island = island - np.quantile(island, 1 - TISSUE_SHARE)
+    island = np.full(shape, -1, np.float32) if blank else island.astype(np.float32)
+    # Drawn apart, so that a slide is the same with and without them but for the nests themselves.
+    apart = np.random.default_rng((seed, 1))
     return _Scene(
-        island=np.full(shape, -1, np.float32) if blank else island.astype(np.float32),
+        island=island,
         crowd=np.clip(_noise(rng, shape, 120 / TRUTH_UM) * 1.2 + 0.4, 0, 1).astype(np.float32),
         pen=_pen_strokes(rng, shape) if pen else np.zeros(shape, np.uint8),
+        nest=_nests(apart, island, nests),
         stroma=_texture(rng, mpp, STROMA, nuclei_per_mm2=900, vacuoles_per_mm2=45),
         cellular=_texture(rng, mpp, CELLULAR, nuclei_per_mm2=5200, vacuoles_per_mm2=0),
+        nested=_texture(
+            apart,
+            mpp,
+            NEST,
+            nuclei_per_mm2=2600 if nests else 0,
+            vacuoles_per_mm2=0,
+            nucleus_um=(5.5, 9.0),
+        ),
         um=mpp,
         seed=seed,
     )
@@ -166,6 +197,17 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Fi
         rng.standard_normal(shape).astype(np.float32), sigma, mode="wrap"
     )
     return field / max(float(field.std()), 1e-6)
+
+
+def _nests(rng: np.random.Generator, island: Field, count: int) -> Mask:
+    """So many discs around places well inside the tissue, cut at its edge."""
+    found = np.zeros(island.shape, bool)
+    inside = np.argwhere(island > np.quantile(island, 0.8))
+    rows, columns = np.ogrid[: island.shape[0], : island.shape[1]]
+    for row, column in inside[rng.integers(0, len(inside), count)] if len(inside) else ():
+        found |= np.hypot(rows - row, columns - column) < NEST_UM / TRUTH_UM
+    mask: Mask = found & (island > 0)
+    return mask
 
 
 def _pen_strokes(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -190,6 +232,7 @@ def _texture(
     *,
     nuclei_per_mm2: int,
     vacuoles_per_mm2: int,
+    nucleus_um: tuple[float, float] = (2.8, 4.6),
 ) -> Pixels:
     """A square of tissue whose edges match, so that it can be laid side by side."""
     side = max(16, round(TEXTURE_UM / mpp))
@@ -204,7 +247,7 @@ def _texture(
     area_mm2 = (TEXTURE_UM / 1e3) ** 2
     for what, count, low_um, high_um in (
         (VACUOLE, vacuoles_per_mm2 * area_mm2, 12, 26),
-        (NUCLEUS, nuclei_per_mm2 * area_mm2, 2.8, 4.6),
+        (NUCLEUS, nuclei_per_mm2 * area_mm2, *nucleus_um),
     ):
         for _ in range(round(count)):
             x, y = rng.uniform(0, side, 2)
@@ -232,6 +275,9 @@ def _painted_rows(scene: _Scene, width: int, height: int, rows_px: int) -> Itera
             crowd = _stretched(scene.crowd, down, across)[..., None] > 0.5
             wrapped = np.ix_(rows % side, columns % side)
             paper = np.where(crowd, scene.cellular[wrapped], scene.stroma[wrapped])
+            if scene.nest.any():
+                nest = _stretched(scene.nest.astype(np.float32), down, across) > 0.5
+                paper = np.where(nest[..., None], scene.nested[wrapped], paper)
             glass = np.where(tissue[..., None], paper, glass)
         for index, colour in enumerate(PENS):
             stroke = _stretched((scene.pen == index + 1).astype(np.float32), down, across) > 0.5

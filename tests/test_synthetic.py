@@ -172,3 +172,20 @@ def test_a_taller_slide_needs_no_more_memory(tmp_path: Path) -> None:
 
     raster = 1024 * 6144 * 3
     assert peak_bytes(6144) - peak_bytes(1024) < raster / 6
+
+
+def test_nests_are_dark_lie_in_tissue_and_change_nothing_else(
+    drawn: tuple[Path, SyntheticTruth], tmp_path: Path
+) -> None:
+    nested = write_slide(tmp_path / "nested.svs", **SIZE, seed=1, nests=2)
+    assert not drawn[1].nests.any()
+    assert nested.nests.any()
+    assert not (nested.nests & ~nested.tissue).any()
+    assert np.array_equal(nested.tissue, drawn[1].tissue)
+    plain, dark = (
+        at_truth(pixels(path, 0), nested) for path in (drawn[0], tmp_path / "nested.svs")
+    )
+    inside = ndimage.binary_erosion(nested.nests, iterations=2)
+    outside = ~ndimage.binary_dilation(nested.nests, iterations=4)
+    assert dark[inside].mean() < plain[inside].mean() - 15
+    assert np.array_equal(dark[outside], plain[outside])
