@@ -104,6 +104,7 @@ EVERY_KEY: dict[str, Any] = {
     "autoscaling": True,
     "stop_grace_s": 0.0,
     "no_progress_s": 5.0,
+    "log_format": "json",
 }
 """Each with a value that is not its default; zeros and False among them must not get lost."""
 

@@ -46,7 +46,8 @@ CREATE EXTERNAL TABLE slides (
   run string,
   finished_at string,
   record_etag string,
-  mean_embedding array<float>
+  mean_embedding array<float>,
+  max_embedding array<float>
 )
 STORED AS PARQUET
 LOCATION 's3://lab-results/cohort-7/slides/recipe=f00df00df00d/';

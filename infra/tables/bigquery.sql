@@ -49,7 +49,8 @@ CREATE EXTERNAL TABLE cohort_7.slides (
   run STRING,
   finished_at STRING,
   record_etag STRING,
-  mean_embedding ARRAY<FLOAT64>
+  mean_embedding ARRAY<FLOAT64>,
+  max_embedding ARRAY<FLOAT64>
 )
 OPTIONS (
   format = 'PARQUET',

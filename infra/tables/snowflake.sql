@@ -48,7 +48,8 @@ CREATE EXTERNAL TABLE slides (
   run VARCHAR AS (value:run::VARCHAR),
   finished_at VARCHAR AS (value:finished_at::VARCHAR),
   record_etag VARCHAR AS (value:record_etag::VARCHAR),
-  mean_embedding ARRAY AS (value:mean_embedding::ARRAY)
+  mean_embedding ARRAY AS (value:mean_embedding::ARRAY),
+  max_embedding ARRAY AS (value:max_embedding::ARRAY)
 )
 LOCATION = @historay/slides/recipe=f00df00df00d/
 AUTO_REFRESH = FALSE

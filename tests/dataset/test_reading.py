@@ -315,8 +315,10 @@ def test_everything_from_s3(s3_server: S3Server) -> None:
 
 
 def test_ray_reads_from_s3(ray_cluster: None, s3: S3Server) -> None:
+    from ray.data.expressions import col
+
     del ray_cluster
     output = make_output(f"{s3.bucket()}/out", SLIDES)
-    rows = open_dataset(output.uri).to_ray().filter(expr="slide_id == '007'").take_all()
+    rows = open_dataset(output.uri).to_ray().filter(expr=col("slide_id") == "007").take_all()
     assert [row["tile"] for row in rows] == list(range(5))
     np.testing.assert_array_equal([row["embedding"] for row in rows], truth("007", 5)[1])

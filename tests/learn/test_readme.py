@@ -23,7 +23,7 @@ def test_the_example_of_the_readme_runs(
     brief = partial(Training, least_epochs=1, most_epochs=2)
     monkeypatch.setattr(evaluation, "Training", brief)
     made = tiny_cohort(patients=10)
-    section = README.split("### Learning from it")[1].split("\n## ")[0]
+    section = README.split("## Learning from it")[1].split("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     known: dict[str, Any] = {
         "labels": {slide: ("no", "yes")[index % 2] for index, slide in enumerate(made.features)},
