@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_ray_data(here: Path, ray_cluster: None) -> None:
     import ray  # noqa: PLC0415
 
     del ray_cluster
-    opened = eval(line_of("Ray Data"), {"ray": ray}, {})
+    opened = eval(line_of("Ray Data"), {"ray": ray, "os": os}, {})
     check(opened.to_pandas())
 
 
