@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.vectors import read_vectors, slide_files
+from ray_pipeline.dataset.slide_files import standing_files
+from ray_pipeline.dataset.vectors import read_vectors
 from ray_pipeline.errors import NotFoundError, SettingsError, StaleIndexError
 from ray_pipeline.similar import (
     MEMORY_BYTES,
@@ -120,7 +121,7 @@ class VectorIndex:
         _check_same(folder, facts, output, layout)
         index = cls(graph=_new_graph(facts.dim), slides=pq.read_table(folder / facts.slides_file))
         index.graph.view(str(folder / facts.vectors_file))
-        there = dict(slide_files(output, layout))
+        there = dict(standing_files(output, layout))
         fresh, stale = _compared(_etags(index.slides), there)
         if other := [*fresh, *stale]:
             raise StaleIndexError(
@@ -223,7 +224,7 @@ def build_index(
     the index of something else, NotFoundError when the recipe has no tile.
     """
     graph, slides, before = None, SLIDES.empty_table(), read_facts(folder)
-    files = dict(sorted(slide_files(output, layout)))
+    files = dict(sorted(standing_files(output, layout)))
     if before is not None:
         _check_same(folder, before, output, layout)
         standing = pq.read_table(folder / before.slides_file)

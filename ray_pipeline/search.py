@@ -63,7 +63,7 @@ def similar(
 
     All vectors of the recipe are compared, streamed in bounded memory, unless an index is named.
     """
-    from ray_pipeline.dataset.vectors import layout_of  # noqa: PLC0415 (pyarrow takes a while)
+    from ray_pipeline.dataset.recipes import layout_of  # noqa: PLC0415 (pyarrow takes a while)
     from ray_pipeline.similar import Found, Rule, find_similar, get_query  # noqa: PLC0415
 
     if as_csv and as_json:
@@ -114,7 +114,7 @@ def index(
 
     It is made on this machine's disk and in its memory: two bytes for each number of each vector.
     """
-    from ray_pipeline.dataset.vectors import layout_of  # noqa: PLC0415 (pyarrow takes a while)
+    from ray_pipeline.dataset.recipes import layout_of  # noqa: PLC0415 (pyarrow takes a while)
     from ray_pipeline.index import build_index  # noqa: PLC0415
 
     store, folder = Store.open(output), Path(out)

@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.slide_files import standing_files
 from ray_pipeline.dataset.vectors import (
     VectorBatch,
     read_tiles,
     read_vectors,
     reading_bytes,
     slide_file,
-    slide_files,
 )
 from ray_pipeline.errors import SettingsError
 from ray_pipeline.store import ObjectInfo, Store
@@ -136,7 +136,7 @@ def find_similar(
     found = Found(matches=[[] for _ in query.tiles])
     floors = np.full(len(query.tiles), -np.inf)
     passed = set(rule.exclude_slides)
-    files = ((slide, info) for slide, info in slide_files(output, layout) if slide not in passed)
+    files = ((slide, info) for slide, info in standing_files(output, layout) if slide not in passed)
 
     def search(file: tuple[str, ObjectInfo]) -> _SlideSearch:
         one = _SlideSearch(query, rule, floors.copy())

@@ -56,6 +56,27 @@ def find_recipe(output: Store, asked: str | None) -> StandingRecipe:
     return _told(output, layout, standing)
 
 
+def layout_of(output: Store, recipe: str | None) -> Layout:
+    """The layout of the recipe that `recipe` begins, or of the only one.
+
+    Raises NotFoundError where there is no output; SettingsError where `recipe` is not one of its
+    own, or it holds several and none is named: vectors of two recipes are never mixed.
+    """
+    folders = [name for name in output.folders("embeddings") if name.startswith("recipe=")]
+    there = [name.removeprefix("recipe=") for name in folders]
+    if not there:
+        raise NotFoundError(f"{output.uri} holds no embeddings of historay; check the URI.")
+    named = [name for name in there if name.startswith(recipe or "")]
+    if len(named) == 1:
+        return Layout(named[0])
+    choice = ", ".join(there)
+    if recipe is None:
+        raise SettingsError(
+            f"{output.uri} holds several recipes, {choice}; name one with --recipe."
+        )
+    raise SettingsError(f"--recipe: '{recipe}' is not one recipe of {output.uri}: {choice}.")
+
+
 def standing_recipe(output: Store, layout: Layout) -> dict[str, Any] | None:
     """What stands in `recipe.json`; None when there is none.
 

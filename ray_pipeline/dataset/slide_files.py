@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +43,9 @@ class SlideFiles:
     def listed(self) -> list[SlideFile]:
         """Every file that stands, by slide_id; one LIST."""
         found = []
-        for info in self.output.list(self.layout.embeddings):
-            slide_id = slide_of_output(info.key)
-            if slide_id is not None:
-                partitions = partitions_of_output(info.key, self.partition_by)
-                found.append(SlideFile(slide_id=slide_id, info=info, partitions=partitions))
+        for slide_id, info in standing_files(self.output, self.layout):
+            partitions = partitions_of_output(info.key, self.partition_by)
+            found.append(SlideFile(slide_id=slide_id, info=info, partitions=partitions))
         return sorted(found, key=lambda file: file.slide_id)
 
     def read(self, slide_id: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -91,6 +89,14 @@ class SlideFiles:
             )
         why = f"{record.error_kind}: {record.reason}" if record.error_kind else "its file is gone."
         return NotFoundError(f"{slide_id}: {record.status}, and no file in {where}: {why}")
+
+
+def standing_files(output: Store, layout: Layout) -> Iterator[tuple[str, ObjectInfo]]:
+    """Every slide of the recipe and its file, as one LIST tells them."""
+    for info in output.list(layout.embeddings):
+        slide_id = slide_of_output(info.key)
+        if slide_id is not None:
+            yield slide_id, info
 
 
 def _columns(data: bytes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:

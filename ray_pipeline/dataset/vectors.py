@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_pipeline.dataset.layout import EMBEDDINGS_FILE, Layout, slide_of_output
+from ray_pipeline.dataset.layout import EMBEDDINGS_FILE, Layout
 from ray_pipeline.dataset.schema import ROW_GROUP_TILES
+from ray_pipeline.dataset.slide_files import standing_files
 from ray_pipeline.errors import NotFoundError, SettingsError
 from ray_pipeline.recipe import SHARD_TILES
 from ray_pipeline.store import ObjectInfo, Store
@@ -50,40 +51,13 @@ def reading_bytes(dim: int) -> int:
     return NUMBER_BYTES * dim * (LARGEST_GROUP_TILES + BATCH_COPIES * BATCH_TILES)
 
 
-def layout_of(output: Store, recipe: str | None) -> Layout:
-    """The layout of the recipe that `recipe` begins, or of the only one.
-
-    Raises NotFoundError where there is no output; SettingsError where `recipe` is not one of its
-    own, or it holds several and none is named: vectors of two recipes are never mixed.
-    """
-    folders = [name for name in output.folders("embeddings") if name.startswith("recipe=")]
-    there = [name.removeprefix("recipe=") for name in folders]
-    if not there:
-        raise NotFoundError(f"{output.uri} holds no embeddings; check the URI.")
-    named = [name for name in there if name.startswith(recipe or "")]
-    if len(named) == 1:
-        return Layout(named[0])
-    choice = ", ".join(there)
-    if recipe is None:
-        raise SettingsError(f"{output.uri} holds several recipes: choose by --recipe of {choice}.")
-    raise SettingsError(f"--recipe: '{recipe}' is not one recipe of {output.uri}: {choice}.")
-
-
-def slide_files(output: Store, layout: Layout) -> Iterator[tuple[str, ObjectInfo]]:
-    """Every slide of the recipe and its file, as the store lists them."""
-    for info in output.list(layout.embeddings):
-        slide_id = slide_of_output(info.key)
-        if slide_id is not None:
-            yield slide_id, info
-
-
 def slide_file(output: Store, layout: Layout, slide_id: str) -> ObjectInfo:
     """The slide's file. Raises SettingsError when the recipe has none of it."""
     try:
         return output.head(layout.output(slide_id, {}))
     except NotFoundError:
         # Partition columns make folders between the recipe's and the slide's.
-        for found, info in slide_files(output, layout):
+        for found, info in standing_files(output, layout):
             if found == slide_id:
                 return info
     raise SettingsError(

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ray_pipeline.dataset.recipes import layout_of
 from ray_pipeline.errors import HistorayError, SettingsError
 from ray_pipeline.exports.geojson import GeoJsonWriter
 from ray_pipeline.exports.h5ad import H5adWriter
 from ray_pipeline.exports.iceberg import IcebergTable
 from ray_pipeline.exports.lance import LanceTable
-from ray_pipeline.exports.source import Committed, SlideFile, choose_recipe, committed_slides
+from ray_pipeline.exports.source import Committed, SlideFile, committed_slides
 from ray_pipeline.exports.target import Target, file_name
 from ray_pipeline.exports.trident import H5Writer
 from ray_pipeline.progress import Counts
@@ -93,7 +94,7 @@ def export_slides(
     A slide that fails is in the report and ends nothing. Raises UsageError or StoreError when
     nothing can be exported at all.
     """
-    layout = choose_recipe(output, recipe_fp)
+    layout = layout_of(output, recipe_fp)
     slides = committed_slides(output, layout, slide_ids)
     root = Store.open(out)
     if root.scheme in ("http", "https"):

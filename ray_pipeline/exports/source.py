@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_pipeline.dataset.layout import Layout, slide_of_output
+from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.schema import Footer
-from ray_pipeline.errors import DamagedOutputError, NotFoundError, SettingsError
+from ray_pipeline.dataset.slide_files import standing_files
+from ray_pipeline.errors import DamagedOutputError, SettingsError
 from ray_pipeline.store import Store
 
 BATCH_TILES = 1024
@@ -39,25 +40,6 @@ class Committed:
     """Length of the file, bytes."""
 
 
-def choose_recipe(output: Store, asked: str | None) -> Layout:
-    """The recipe to export: the only one there is, or the one asked for.
-
-    Raises NotFoundError for an output without embeddings, SettingsError where none or a wrong one
-    of several is named.
-    """
-    folders = output.folders("embeddings")
-    found = [name.removeprefix("recipe=") for name in folders if name.startswith("recipe=")]
-    if not found:
-        raise NotFoundError(f"{output.uri} holds no embeddings of historay; check the URI.")
-    if asked in found or (asked is None and len(found) == 1):
-        return Layout(asked or found[0])
-    wrong = "several are there" if asked is None else f"{asked} is not there"
-    raise SettingsError(
-        f"recipe: {wrong}: {output.uri} holds {', '.join(found)}; name one with --recipe "
-        "(`historay status` tells their models)."
-    )
-
-
 def committed_slides(
     output: Store, layout: Layout, slide_ids: Sequence[str] = ()
 ) -> list[Committed]:
@@ -65,13 +47,12 @@ def committed_slides(
 
     Raises SettingsError naming slides that have no file.
     """
-    found = {}
-    for info in output.list(layout.embeddings):
-        slide_id = slide_of_output(info.key)
-        if slide_id is not None:
-            found[slide_id] = Committed(
-                slide_id=slide_id, key=info.key, etag=info.etag, size_bytes=info.size_bytes
-            )
+    found = {
+        slide_id: Committed(
+            slide_id=slide_id, key=info.key, etag=info.etag, size_bytes=info.size_bytes
+        )
+        for slide_id, info in standing_files(output, layout)
+    }
     if absent := [f"'{slide_id}'" for slide_id in slide_ids if slide_id not in found]:
         more = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
         raise SettingsError(

@@ -176,7 +176,7 @@ def test_whatever_happens_each_slide_is_there_once_whole_and_right(
     "conditions", ["honoured", pytest.param("ignored", marks=pytest.mark.long)]
 )
 def test_whatever_happens_at_length(server: SteppedServer, conditions: Conditions) -> None:
-    explore(server, conditions, 60)
+    explore(server, conditions, 100)
 
 
 @pytest.mark.parametrize("replacing", [False, True], ids=["first", "replacing"])

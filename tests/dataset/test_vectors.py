@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.recipes import layout_of
+from ray_pipeline.dataset.slide_files import standing_files
 from ray_pipeline.dataset.vectors import (
     BATCH_TILES,
     LARGEST_GROUP_TILES,
-    layout_of,
     read_tiles,
     read_vectors,
     slide_file,
-    slide_files,
 )
 from ray_pipeline.errors import NotFoundError, ObjectReplacedError, SettingsError
 from ray_pipeline.store import Store
@@ -27,7 +27,7 @@ def some_vectors(n: int, dim: int = 8, seed: int = 0) -> np.ndarray[tuple[int, i
 def test_a_slide_comes_back_whole_and_in_order(output: Store) -> None:
     vectors = some_vectors(2 * BATCH_TILES + 500)
     put_slide(output, "a/b 1", vectors, row_group=BATCH_TILES + 200)
-    ((slide_id, info),) = slide_files(output, LAYOUT)
+    ((slide_id, info),) = standing_files(output, LAYOUT)
     batches = list(read_vectors(output, slide_id, info))
     assert {batch.slide_id for batch in batches} == {"a/b 1"}
     assert max(len(batch.tile) for batch in batches) <= BATCH_TILES

@@ -106,7 +106,7 @@ def test_recipes_never_mix(output: Store, tmp_path: Path) -> None:
     commit(output, "007", 10, recipe_fp=other)
     with pytest.raises(SettingsError, match=f"{other}, {RECIPE_FP}; name one with --recipe"):
         export_slides(output, str(tmp_path / "a"), "h5")
-    with pytest.raises(SettingsError, match="abc is not there"):
+    with pytest.raises(SettingsError, match="'abc' is not one recipe of"):
         export_slides(output, str(tmp_path / "a"), "h5", recipe_fp="abc")
     assert export_slides(output, str(tmp_path / "a"), "h5", recipe_fp=other).tiles == 10
     with pytest.raises(SettingsError, match=f"recipe {other}, to h5: name another place"):

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CELL_TIMEOUT_S = 240
-LARGEST_BYTES, LARGEST_SHOWN_BYTES = 30_000, 1_500_000
+LARGEST_BYTES, LARGEST_SHOWN_BYTES = 30_000, 400_000
 """Of a notebook as it is kept, and of all that it shows."""
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
