@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_pipeline.errors import CoordinatesError, ObjectReplacedError
-from ray_pipeline.store import Store, split_uri
+from ray_pipeline.store import Store
+from ray_pipeline.uris import split_uri
 
 FOOTER_KEY = b"historay.coordinates"
 """Footer metadata key under which the side and the source stand as JSON."""

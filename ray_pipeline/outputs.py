@@ -63,7 +63,8 @@ def query(
     output: str,
     sql: Annotated[str, typer.Argument(help="A SELECT over `tiles` and `slides`; - reads it.")],
     recipe: Annotated[
-        str | None, typer.Option(help="Fingerprint of the recipe, where there are several.")
+        str | None,
+        typer.Option(help="Fingerprint of the recipe, or its beginning, where several are."),
     ] = None,
     form: Annotated[
         Form, typer.Option("--format", help="table shows the first 100 rows; the rest write all.")
@@ -93,7 +94,8 @@ def export(
         list[str] | None, typer.Option(help="A slide's id; may be said often; default: all.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Fingerprint of the recipe, where there are several.")
+        str | None,
+        typer.Option(help="Fingerprint of the recipe, or its beginning, where several are."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write slides anew that are there already.")

@@ -13,7 +13,8 @@ from ray_pipeline.plan import TilePlan, plan_slide
 from ray_pipeline.slides.grid import TilingRule
 from ray_pipeline.slides.slide import Slide
 from ray_pipeline.slides.tissue import TissueRule, find_tissue
-from ray_pipeline.store import Store, split_uri
+from ray_pipeline.store import Store
+from ray_pipeline.uris import split_uri
 
 CONTOUR = (0, 140, 0)
 TILE = (30, 60, 220)

@@ -16,7 +16,8 @@ from ray_pipeline.dataset.filesystem import StoreFileSystem
 from ray_pipeline.dataset.reading import EmbeddingDataset, open_dataset
 from ray_pipeline.dataset.views import SLIDES, TILES, create_tiles, folder_of
 from ray_pipeline.errors import QueryError, SettingsError
-from ray_pipeline.store import Store, split_uri
+from ray_pipeline.store import Store
+from ray_pipeline.uris import split_uri
 
 BATCH_ROWS = 8192
 """Rows of the answer held at a time: 50 MB with vectors of 1,536 numbers."""

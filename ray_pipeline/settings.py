@@ -18,7 +18,8 @@ from ray_pipeline.encoders.spec import AskedPrecision
 from ray_pipeline.errors import NotFoundError, SettingsError, error_kinds
 from ray_pipeline.slides.normalise import Colour, NormaliseRule, Stain
 from ray_pipeline.slides.tissue import TissueRule
-from ray_pipeline.store import Store, split_uri
+from ray_pipeline.store import Store
+from ray_pipeline.uris import split_uri
 
 LogFormat = Literal["auto", "json"]
 

@@ -35,7 +35,8 @@ from ray_pipeline.slides.slide import (
     slide_id_of,
     slide_objects,
 )
-from ray_pipeline.store import ObjectInfo, Store, shown_uri, split_uri
+from ray_pipeline.store import ObjectInfo, Store
+from ray_pipeline.uris import shown_uri, split_uri
 
 HEADS_AT_ONCE = 64
 """Concurrent HEAD requests for slides that no LIST told about."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import PermissionDeniedError
@@ -32,9 +32,9 @@ from ray_pipeline.errors import (
     UnreachableError,
 )
 from ray_pipeline.ranged_file import RangedFile, ReadCounts
-from ray_pipeline.redaction import holds_secret
 from ray_pipeline.refusals import CLIENT_ERRORS, translated
 from ray_pipeline.side_by_side import side_by_side
+from ray_pipeline.uris import quoted, refuse_secrets, shown_uri
 
 T = TypeVar("T")
 
@@ -46,13 +46,9 @@ LISTS_AT_ONCE = 8
 """Parts of a long listing that are asked for at the same time."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
 """S3 takes at most 5 GiB in one PUT (Amazon S3 user guide, "Uploading objects")."""
-
 PART_BYTES, PARTS_AT_ONCE = 64 << 20, 2
 """Of a file written in parts, and how many of them are in memory; S3 takes 10,000 parts (Amazon S3
 user guide, "Multipart upload")."""
-WEB = ("http://", "https://")
-PLAIN = "/!$&'()*+,;=:@~"
-"""What stands in a web server's URIs as it is, beside letters and digits."""
 READ_ONLY = "are only read: give a bucket or a folder."
 
 
@@ -66,42 +62,6 @@ class ObjectInfo:
     """Length of the object, bytes."""
     etag: str
     """Version tag without quotes; `~size-mtime` where the store gives none, or a weak one."""
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Split an object's URI into (root, key): `s3://b/a/x.svs` -> (`s3://b/a`, `x.svs`).
-
-    Raises SettingsError for a URI that names no object, or carries credentials or a signature.
-    """
-    _refuse_secrets(uri)
-    trimmed = uri.rstrip("/")
-    root, slash, key = trimmed.rpartition("/")
-    if "://" not in trimmed:
-        return (root or ("/" if slash else "."), key)
-    if root.endswith(":/") or not key:
-        raise SettingsError(f"{shown_uri(uri)} names no object: give scheme://bucket/path/name.")
-    return root, unquote(key) if uri.startswith(WEB) else key
-
-
-def shown_uri(uri: str) -> str:
-    """The URI without user name, password, query or fragment: fit for logs and files."""
-    if "://" not in uri:
-        return uri
-    scheme, _, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    path = path.partition("?")[0] if scheme in ("http", "https") else path
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def _refuse_secrets(uri: str) -> None:
-    """Raise SettingsError for a URI that must not be repeated, kept or sent to a worker."""
-    scheme, mark, rest = uri.partition("://")
-    web = scheme in ("http", "https")
-    if mark and ("@" in rest.partition("/")[0] or (web and "?" in rest) or holds_secret(uri)):
-        raise SettingsError(
-            f"{shown_uri(uri)} carries credentials or a signature: "
-            "give them through the environment, never in a URI."
-        )
 
 
 @dataclass
@@ -134,7 +94,7 @@ class Store:
                 f"{shown_uri(uri)}: unknown scheme '{parts.scheme}'; "
                 "use s3://, gs://, az://, https:// or a local path."
             )
-        _refuse_secrets(uri)
+        refuse_secrets(uri)
         web = parts.scheme in ("http", "https")
         if not parts.netloc:
             raise SettingsError(f"{shown_uri(uri)} names no bucket.")
@@ -143,7 +103,7 @@ class Store:
         path = path.strip("/")
         bucket = f"{parts.scheme}://{parts.netloc}" if web else parts.netloc
         root = f"{parts.scheme}://{parts.netloc}"
-        root += f"/{quote(path, safe=PLAIN) if web else path}" if path else ""
+        root += f"/{quoted(path) if web else path}" if path else ""
         return cls(uri=root, scheme=cast(Scheme, parts.scheme), bucket=bucket, prefix=path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,7 +111,7 @@ class Store:
 
     def uri_of(self, key: str) -> str:
         """Full URI of the object at `key`."""
-        shown = quote(key, safe=PLAIN) if self.scheme in ("http", "https") else key
+        shown = quoted(key) if self.scheme in ("http", "https") else key
         return f"{self.uri}/{shown}" if key else self.uri
 
     def head(self, key: str) -> ObjectInfo:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ray_pipeline.dataset.commit import embeddings_writer
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.schema import ROW_GROUP_TILES, Footer, embeddings_schema
+from ray_pipeline.dataset.schema import ROW_GROUP_TILES, embeddings_schema
 from ray_pipeline.store import Store
+from tests.dataset.outputs import RECIPE_FP, footer_of
 
-LAYOUT = Layout("f00df00df00d")
+LAYOUT = Layout(RECIPE_FP)
 STRIDE_PX = 224
 
 
@@ -32,19 +33,7 @@ def put_slide(
     Tile t lies at x = 224 t, y = 448 t.
     """
     n, dim = vectors.shape
-    footer = Footer(
-        recipe={"format": 1},
-        recipe_fp=layout.recipe_fp,
-        slide_id=slide_id,
-        uri=f"s3://slides/{slide_id}.svs",
-        etag="e1",
-        input_fp="aaaaaaaaaaaa",
-        plan_fp="bbbbbbbbbbbb",
-        mpp_used=0.5,
-        mpp_achieved=0.5,
-        level=0,
-        version="0",
-    )
+    footer = footer_of(slide_id, dim, layout.recipe_fp)
     schema = embeddings_schema(dim).with_metadata(footer.to_metadata())
     tile = np.arange(n, dtype=np.int32)
     flat = vectors.astype(np.float16).astype(np.float32).reshape(-1)
@@ -58,15 +47,8 @@ def put_slide(
         schema=schema,
     )
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=row_group,
-        compression="zstd",
-        use_dictionary=["slide_id"],
-        column_encoding={"embedding.list.element": "BYTE_STREAM_SPLIT"},
-        write_page_index=True,
-    )
+    with embeddings_writer(sink, schema) as writer:
+        writer.write_table(table, row_group_size=row_group)
     key = layout.output(slide_id, partitions or {})
     output.put(key, sink.getvalue())
     return key

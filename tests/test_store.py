@@ -23,7 +23,8 @@ from ray_pipeline.errors import (
     UnreachableError,
 )
 from ray_pipeline.ranged_file import BLOCK_BYTES
-from ray_pipeline.store import ObjectInfo, Store, shown_uri, split_uri
+from ray_pipeline.store import ObjectInfo, Store
+from ray_pipeline.uris import shown_uri, split_uri
 from tests.servers.moto import MotoServer
 from tests.servers.s3 import S3Server, free_port
 

@@ -34,7 +34,9 @@ def recipe_layouts(output: Store) -> list[Layout]:
 
 
 def find_recipe(output: Store, asked: str | None) -> StandingRecipe:
-    """The recipe of fingerprint `asked`, by one GET; or, for None, the only one, by a LIST too.
+    """The recipe of fingerprint `asked`, by one GET.
+
+    For the beginning of one by a LIST too, as for None, the only one there is.
 
     Raises SettingsError when it is not there, or when there are several to choose from.
     """
@@ -48,6 +50,11 @@ def find_recipe(output: Store, asked: str | None) -> StandingRecipe:
         asked = layouts[0].recipe_fp
     layout = Layout(asked)
     standing = standing_recipe(output, layout)
+    if standing is None:
+        begun = [one for one in recipe_layouts(output) if one.recipe_fp.startswith(asked)]
+        if len(begun) == 1:
+            layout = begun[0]
+            standing = standing_recipe(output, layout)
     if standing is None:
         raise SettingsError(
             f"recipe: {asked}: {output.uri} has no such recipe; there is "

@@ -23,7 +23,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from ray_pipeline.encoders.spec import ModelSpec
 from ray_pipeline.errors import SettingsError, StoreError, WeightsError
-from ray_pipeline.store import Store, shown_uri, split_uri
+from ray_pipeline.store import Store
+from ray_pipeline.uris import shown_uri, split_uri
 
 SourceKind = Literal["random", "hub", "path", "uri"]
 

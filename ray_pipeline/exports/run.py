@@ -26,7 +26,8 @@ End = tuple[Committed, int | HistorayError]
 """A slide, and its rows or why it is not exported."""
 
 FILES_AT_ONCE = 2
-"""Slides written concurrently, one read while the other is put; below 500 MB each."""
+"""Slides written concurrently, one read while the other is put. A slide of 50,000 tiles and
+1,536 numbers held some 470 MB as HDF5, 390 MB as Lance."""
 
 
 class FileWriter(Protocol):

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_pipeline.dataset.bags import Bag
 from ray_pipeline.dataset.layout import folder_name
-from ray_pipeline.learn.cohort import Bag
 from ray_pipeline.store import Store
 
 ATTENTION_COLUMNS = pa.schema(

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ray_pipeline.dataset.bags import Bag
 from ray_pipeline.errors import LabelsError, NotFiniteError
 
 Label = str | int | bool
@@ -21,21 +22,9 @@ MOST_NAMED = 5
 """Slides that a sentence names."""
 
 
-class Bag(TypedDict):
-    """All tiles of one slide, in the order of `tile`: row i is tile i."""
-
-    slide_id: str
-    """The slide's id."""
-    features: torch.Tensor
-    """Its vectors, float32 [n,D]."""
-    coords: torch.Tensor
-    """Left top corners, int32 [n,2], level-0 px."""
-    label: Label | None
-    """Not looked at here: a cohort has the labels."""
-
-
 Bags = Callable[[Sequence[str]], Iterable[Bag]]
-"""Streams the bags of the slides asked for, each once; for equal runs, in the order asked for."""
+"""Streams the bags of the slides asked for, each once and whole; for equal runs, in the order asked
+for. A bag's own label is not looked at: a cohort has the labels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from ray_pipeline.dataset.bags import Bag
 from ray_pipeline.errors import LabelsError, SettingsError
 from ray_pipeline.learn.abmil import Abmil
-from ray_pipeline.learn.cohort import Bag, Bags, Cohort, streamed
+from ray_pipeline.learn.cohort import Bags, Cohort, streamed
 
 
 class Training(BaseModel):

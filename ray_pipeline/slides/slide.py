@@ -18,7 +18,8 @@ from ray_pipeline.slides.levels import Level, Mpp, Overview
 from ray_pipeline.slides.tiff import index_tiff
 from ray_pipeline.slides.tiff_header import open_tiff
 from ray_pipeline.slides.tiled import TiledSlide
-from ray_pipeline.store import WEB, ObjectInfo, Store, split_uri
+from ray_pipeline.store import ObjectInfo, Store
+from ray_pipeline.uris import WEB, split_uri
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".dcm")
 """Objects with these endings (any case) are slides when a prefix is listed."""

@@ -92,11 +92,9 @@ def add_slide(
     put_record(output, layout, record)
 
 
-def slide_bytes(
-    slide_id: str, n_tiles: int, *, dim: int = DIM, recipe_fp: str = RECIPE_FP
-) -> bytes:
-    """A slide's file."""
-    footer = Footer(
+def footer_of(slide_id: str, dim: int, recipe_fp: str = RECIPE_FP) -> Footer:
+    """What a slide's file says of itself."""
+    return Footer(
         recipe=recipe_of(dim),
         recipe_fp=recipe_fp,
         slide_id=slide_id,
@@ -109,6 +107,13 @@ def slide_bytes(
         level=0,
         version="0",
     )
+
+
+def slide_bytes(
+    slide_id: str, n_tiles: int, *, dim: int = DIM, recipe_fp: str = RECIPE_FP
+) -> bytes:
+    """A slide's file."""
+    footer = footer_of(slide_id, dim, recipe_fp)
     schema = embeddings_schema(dim).with_metadata(footer.to_metadata())
     sink = io.BytesIO()
     with embeddings_writer(sink, schema) as writer:

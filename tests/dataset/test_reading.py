@@ -129,6 +129,7 @@ def test_several_recipes_must_be_named(out: str) -> None:
         open_dataset(out)
     assert open_dataset(out, "c0ffeec0ffee").slide("007")[1].shape == (3, 4)
     assert open_dataset(out, RECIPE_FP).slide("007")[1].shape == (5, DIM)
+    assert open_dataset(out, "c0f").recipe.layout == Layout("c0ffeec0ffee")
     found = open_dataset(out, "c0ffeec0ffee").to_arrow().to_table(columns=["slide_id"])
     assert found["slide_id"].to_pylist() == ["007"] * 3
 
@@ -136,6 +137,14 @@ def test_several_recipes_must_be_named(out: str) -> None:
 def test_a_recipe_that_is_not_there(out: str) -> None:
     with pytest.raises(SettingsError, match=f"no such recipe; there is {RECIPE_FP} .toy."):
         open_dataset(out, "badbadbadbad")
+
+
+def test_the_beginning_of_several_recipes_names_none(out: str) -> None:
+    make_output(out, {"007": 3}, recipe_fp="f00d00000000")
+    with pytest.raises(
+        SettingsError, match=r"f00d: .* no such recipe; there is f00d00000000 .toy."
+    ):
+        open_dataset(out, "f00d")
 
 
 def test_a_folder_that_is_no_output(tmp_path: Path) -> None:

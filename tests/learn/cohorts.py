@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_pipeline.learn.cohort import Bag, Cohort
+from ray_pipeline.dataset.bags import Bag
+from ray_pipeline.learn.cohort import Cohort
 
 DIM = 64
 """Numbers of a vector."""

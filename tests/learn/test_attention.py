@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from ray_pipeline.dataset.bags import Bag
 from ray_pipeline.dataset.commit import commit_slide
 from ray_pipeline.learn.attention import ATTENTION_COLUMNS, write_attention
-from ray_pipeline.learn.cohort import Bag
 from ray_pipeline.store import Store
 from tests.dataset.conftest import staged_slide
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from ray_pipeline.dataset.bags import Bag
 from ray_pipeline.errors import LabelsError, NotFiniteError
-from ray_pipeline.learn.cohort import Bag, Cohort, streamed
+from ray_pipeline.learn.cohort import Cohort, streamed
 
 
 def bag(slide_id: str, features: torch.Tensor | None = None) -> Bag:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
+from ray_pipeline.dataset.bags import Bag
 from ray_pipeline.errors import LabelsError
 from ray_pipeline.learn.attention import attention_key
-from ray_pipeline.learn.cohort import Bag
 from ray_pipeline.learn.evaluation import Report, cross_validated
 from ray_pipeline.learn.training import Training
 from ray_pipeline.store import Store

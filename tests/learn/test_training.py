@@ -10,8 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ray_pipeline.dataset.bags import Bag
 from ray_pipeline.errors import LabelsError, SettingsError
-from ray_pipeline.learn.cohort import Bag, Cohort
+from ray_pipeline.learn.cohort import Cohort
 from ray_pipeline.learn.training import Fitted, Training, fit
 from tests.learn.cohorts import Planted, planted_cohort, tiny_cohort
 
