@@ -1,8 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# pytest's -m expression. `make test MARKERS=` runs everything, `make test MARKERS=ceph` one kind.
+# pytest's -m expression: `make test MARKERS=ceph` runs one kind of tests.
 MARKERS ?= not slow
+# Side by side only what starts no Ray: beside other work its nodes may miss the 30 s that Ray gives them.
+WORKERS ?= 2
 # Further arguments for pytest, such as ARGS="-x tests/test_store.py".
 ARGS ?=
 # Of `make chaos`: how long things are killed, and the seed of what is drawn.
@@ -21,10 +23,10 @@ demo: $(INSTALLED)  ## three synthetic slides become embeddings; a query over th
 	$(BIN)/historay demo
 
 test: lint  ## lint, types, import contracts, and the tests that take seconds
-	$(BIN)/pytest -m "$(MARKERS)" $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "$(MARKERS)" $(ARGS)
 
-test-all: lint  ## the same with every test
-	$(BIN)/pytest $(ARGS)
+test-all: test  ## that, then the slow ones, one after the other
+	$(BIN)/pytest -m slow $(ARGS)
 
 chaos: $(INSTALLED)  ## kill everything while a job runs, then look at every row (MINUTES=3 SEED=1)
 	$(BIN)/python -m tests.cluster.chaos --minutes $(MINUTES) --seed $(SEED)

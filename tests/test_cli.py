@@ -96,6 +96,7 @@ def test_models_lists_what_each_model_is() -> None:
     assert [row[0] for row in rows] == list(by_name)
 
 
+@pytest.mark.slow
 def test_weights_that_are_nowhere_tell_the_three_ways(tmp_path: Path) -> None:
     (tmp_path / "a.svs").write_bytes(b"x")
     env = {"HF_HOME": str(tmp_path / "hub")}

@@ -30,7 +30,11 @@ from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
 from tests.slides.dicom_files import write_instance
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.timeout(300),
+]
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def the_file(output: str) -> pq.ParquetFile:
     return pq.ParquetFile(store.open_file(info.key))
 
 
+@pytest.mark.slow
 def test_every_vector_is_that_of_openslides_pixels(s3_server: S3Server, real_slides: Path) -> None:
     bucket = s3_server.bucket()
     s3_server.client().upload_file(

@@ -42,6 +42,7 @@ def chance_band(report: Report) -> float:
     return 2.576 * float(np.sqrt(spread)) / pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_planted_signal_is_found_and_so_are_its_tiles(seed: int, tmp_path: Path) -> None:
     made, store = planted_cohort(seed), Store.open(str(tmp_path))
