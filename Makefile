@@ -2,8 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # pytest's -m expression: `make test MARKERS=ceph` runs one kind of tests.
-MARKERS ?= not slow
-# Side by side only what starts no Ray: beside other work its nodes may miss the 30 s that Ray gives them.
+MARKERS ?= not slow and not ray
+# Tests at once. Those marked `ray` must run alone: Ray gives a node 30 s to start, and no longer.
 WORKERS ?= 2
 # Further arguments for pytest, such as ARGS="-x tests/test_store.py".
 ARGS ?=
@@ -25,8 +25,9 @@ demo: $(INSTALLED)  ## three synthetic slides become embeddings; a query over th
 test: lint  ## lint, types, import contracts, and the tests that take seconds
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "$(MARKERS)" $(ARGS)
 
-test-all: test  ## that, then the slow ones, one after the other
-	$(BIN)/pytest -m slow $(ARGS)
+test-all: MARKERS = not ray
+test-all: test  ## the same with every test
+	$(BIN)/pytest -m ray $(ARGS)
 
 chaos: $(INSTALLED)  ## kill everything while a job runs, then look at every row (MINUTES=3 SEED=1)
 	$(BIN)/python -m tests.cluster.chaos --minutes $(MINUTES) --seed $(SEED)

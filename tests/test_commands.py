@@ -130,7 +130,7 @@ def test_doctor_tells_who_may_list_but_not_read(tmp_path: Path) -> None:
     assert "s3:GetObject on s3://lab/a.svs is refused" in findings["slides"]["sentence"]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(200)
 def test_doctor_says_what_is_well_and_what_is_not(
     s3: S3Server, real_slides: Path, tmp_path: Path

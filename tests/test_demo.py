@@ -9,7 +9,7 @@ import pytest
 from tests.commands import historay
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_the_demo_embeds_three_slides_and_answers_its_query(tmp_path: Path) -> None:
     first = historay("demo", "--folder", str(tmp_path))

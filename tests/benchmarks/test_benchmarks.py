@@ -59,7 +59,7 @@ def test_the_work_of_a_tile_is_the_real_models() -> None:
     assert encoder.flops_per_tile(get_spec("h-optimus-0")) / 1e9 == pytest.approx(608.35, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_the_pipeline(tmp_path: Path) -> None:
     report = quick_run("pipeline", tmp_path)
     assert set(pipeline.WANTED) == set(report["holds"])

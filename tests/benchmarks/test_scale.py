@@ -9,7 +9,7 @@ import pytest
 from tests.benchmarks.test_benchmarks import quick_run
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_the_scale(tmp_path: Path) -> None:
     report = quick_run("scale", tmp_path)
     assert set(report["ratios"]) == {

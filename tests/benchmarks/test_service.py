@@ -12,7 +12,7 @@ import pytest
 from tests.benchmarks import service, service_soak
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
@@ -24,7 +24,7 @@ def test_a_quick_run_ends_with_every_ratio() -> None:
     assert set(report["figures"]["toy"]["loads"]) == {"0.25", "0.5", "1", "2"}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_quick_soak_loses_nothing() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.service_soak", "--quick"]

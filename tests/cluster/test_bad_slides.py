@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return slides
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_the_good_ones_are_done_and_each_bad_one_has_its_row(folder: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "out")

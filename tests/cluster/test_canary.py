@@ -18,7 +18,7 @@ from tests.servers.moto import MotoServer
 from tests.servers.ray_head import ray_head
 from tests.servers.s3 import S3Server, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 SECRETS = {
     "key id": "AKIACANARYCANARYCANA",

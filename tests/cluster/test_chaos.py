@@ -10,7 +10,7 @@ from tests.cluster.chaos.strikes import STAGES
 from tests.servers.ceph import CephCluster
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.ceph
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_doubled_or_wrong_whatever_dies(ceph_cluster: CephCluster) -> None:

@@ -25,7 +25,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield head.env
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_the_command_of_the_readme_runs_on_a_cluster(head: dict[str, str], tmp_path: Path) -> None:
     job = tmp_path / "job"

@@ -14,7 +14,7 @@ from tests.commands import historay
 TILES = 2
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("model", ["phikon", "uni", "virchow2"])
 def test_job_with_random_weights_gives_the_models_vectors(model: str, tmp_path: Path) -> None:

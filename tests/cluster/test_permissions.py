@@ -14,7 +14,7 @@ from tests.servers.ceph import CephCluster
 from tests.servers.google import Access, ServiceAccount, google_bucket
 from tests.stores.policies import filled, google_bindings, google_roles, without
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 MEMBER = "historay@lab.iam.gserviceaccount.com"
 

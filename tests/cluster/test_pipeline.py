@@ -31,7 +31,7 @@ from ray_pipeline.synthetic import write_slide
 from tests.slides.dicom_files import write_instance
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.ray,
     pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.timeout(300),
 ]

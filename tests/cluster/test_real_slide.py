@@ -51,7 +51,7 @@ def the_file(output: str) -> pq.ParquetFile:
     return pq.ParquetFile(store.open_file(info.key))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_every_vector_is_that_of_openslides_pixels(s3_server: S3Server, real_slides: Path) -> None:
     bucket = s3_server.bucket()
     s3_server.client().upload_file(
@@ -90,7 +90,7 @@ def test_every_vector_is_that_of_openslides_pixels(s3_server: S3Server, real_sli
 
 
 @pytest.mark.long
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(1500)
 def test_the_real_architecture_embeds_the_first_16_tiles(real_slides: Path, tmp_path: Path) -> None:
     outcome = historay(

@@ -62,7 +62,7 @@ def rows(store: Store) -> pa.Table:
     return whole.sort_by([("slide_id", "ascending"), ("tile", "ascending")])
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(s3: S3Server, slides: Path) -> None:
     bucket = s3.bucket()
@@ -104,7 +104,7 @@ def under_way(process: Popen[str], output: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_termination_signal_stops_it_and_the_same_command_resumes(
     slides: Path, tmp_path: Path
@@ -132,7 +132,7 @@ def test_a_termination_signal_stops_it_and_the_same_command_resumes(
     assert rerun.json["tiles_resumed"] > 256 * (waiting - 4)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("after_s", [0, 0.5, 2])
 def test_a_signal_before_anything_is_under_way_stops_it_too(
@@ -152,7 +152,7 @@ def test_a_signal_before_anything_is_under_way_stops_it_too(
     assert stderr.endswith("stopped on request; resume with the same command.\n")
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_a_second_signal_ends_it_at_once(slides: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"

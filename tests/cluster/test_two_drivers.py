@@ -68,7 +68,7 @@ def ends(processes: list[Popen[str]]) -> list[Outcome]:
     return outcomes
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.ceph
 @pytest.mark.timeout(900)
 def test_two_drivers_at_once_make_one_file_per_slide(ceph: S3Server, slides: Path) -> None:

@@ -18,7 +18,7 @@ from ray_pipeline.synthetic import write_slide
 from tests.commands import Outcome, historay
 from tests.servers.ray_head import RayHead, ray_head
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 SCRAPE_S = 60
 

@@ -85,7 +85,7 @@ def test_pyarrow(here: Path) -> None:
     check(opened.to_table().to_pandas())
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ray_data(here: Path, ray_cluster: None) -> None:
     import ray  # noqa: PLC0415
 
@@ -141,7 +141,7 @@ def test_ours(here: Path) -> None:
     check(dataset.to_duckdb().sql("select * from tiles").df())
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ours_on_ray(here: Path, ray_cluster: None) -> None:
     from ray_pipeline.dataset.reading import open_dataset  # noqa: PLC0415
 

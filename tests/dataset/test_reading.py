@@ -323,7 +323,7 @@ def test_everything_from_s3(s3_server: S3Server) -> None:
     assert dataset.sample(4, by="slide_id").num_rows == 12
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ray_reads_from_s3(ray_cluster: None, s3: S3Server) -> None:
     from ray.data.expressions import col  # noqa: PLC0415 (takes seconds)
 

@@ -53,7 +53,7 @@ def cluster(ec2: Any) -> dict[str, Any]:
     return prepared
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ray_launches_what_the_file_says_and_makes_nothing_besides(
     ec2: Any, cluster: dict[str, Any]
 ) -> None:

@@ -43,7 +43,7 @@ def test_a_notebook_is_kept_small_and_without_outputs(path: Path) -> None:
     assert notebook.cells[0].source.startswith("# ")
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @each_notebook
 def test_a_notebook_runs_in_an_empty_folder(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

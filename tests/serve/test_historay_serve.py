@@ -78,7 +78,7 @@ def running(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield made
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_vectors_are_those_of_the_batch_job(
     running: Running, slides: Path, tmp_path: Path
@@ -86,7 +86,7 @@ def test_the_vectors_are_those_of_the_batch_job(
     same_vectors(running, slides / "synthetic.svs", tmp_path, reduce=2)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_so_are_those_of_a_real_slide(running: Running, real_slides: Path, tmp_path: Path) -> None:
     same_vectors(running, real_slides / REAL_SLIDE, tmp_path, reduce=1)
@@ -129,7 +129,7 @@ def same_vectors(running: Running, path: Path, tmp_path: Path, *, reduce: int) -
     assert json.loads(store.get(recipe))["recipe"]["encoder"] == encoder["identity"]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_metrics_are_those_of_all_processes_whoever_is_asked(running: Running) -> None:
     give_up_at, asked = time.monotonic() + 60, set[str]()
@@ -142,7 +142,7 @@ def test_metrics_are_those_of_all_processes_whoever_is_asked(running: Running) -
     assert len(asked) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_killed_encoder_costs_no_request(running: Running) -> None:
     with Load(running.url) as load:
@@ -152,7 +152,7 @@ def test_a_killed_encoder_costs_no_request(running: Running) -> None:
     assert set(load.outcomes) == {"200"}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_changed_file_is_taken_up_and_costs_no_request(running: Running) -> None:
     settings = yaml.safe_load(running.config.read_text())
@@ -179,7 +179,7 @@ def test_a_changed_file_is_taken_up_and_costs_no_request(running: Running) -> No
         assert client.post("/v1/tiles", files=form([PNG])).status_code == 200
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_nothing_secret_is_written_anywhere(running: Running) -> None:
     wrong = "wrong-token-0123456789"
@@ -199,7 +199,7 @@ def test_nothing_secret_is_written_anywhere(running: Running) -> None:
         assert secret not in said
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_stopping_under_load_answers_all_that_was_accepted(running: Running) -> None:
     """The last test of this module: the service is gone after it."""

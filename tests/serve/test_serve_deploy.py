@@ -37,7 +37,7 @@ def deploy(config: Path, env: dict[str, str], port: int, **application: Any) -> 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_user_config_changes_the_encoder_without_a_break(tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(TOKEN + "\n")
