@@ -23,6 +23,9 @@ from ray_pipeline.placement import Node
 IDLE_MS = 30_000
 """How long a local cluster keeps a worker without work, milliseconds. Ray's own 1,000 are less than
 the time between two commits, and a worker takes seconds of a CPU to start."""
+STARTS = 3
+"""How often it is tried to start a local cluster: Ray gives its node 30 s, which a busy machine may
+miss as long as nothing of Ray is in its page cache."""
 
 
 def connect() -> None:
@@ -41,13 +44,21 @@ def connect() -> None:
             cpus = max(2, len(os.sched_getaffinity(0)))
             quiet |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
             quiet["_system_config"] = {"idle_worker_killing_time_threshold_ms": IDLE_MS}
-        try:
-            ray.init(**quiet)
-        except Exception as error:  # noqa: BLE001 (where a node starts too slowly, Ray raises a bare one)
-            raise ClusterError(_not_joined(address, error)) from None
+        _init(address, quiet)
     # Ray has put its own handler there, in C, which prints a stack.
     if callable(on_term) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)
+
+
+def _init(address: str | None, settings: dict[str, Any]) -> None:
+    for left in reversed(range(1 if address else STARTS)):
+        try:
+            ray.init(**settings)
+        except Exception as error:  # noqa: BLE001 (where a node starts too slowly, Ray raises a bare one)
+            if not left or "timed out" not in str(error):
+                raise ClusterError(_not_joined(address, error)) from None
+        else:
+            return
 
 
 def _not_joined(address: str | None, error: Exception) -> str:

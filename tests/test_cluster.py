@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import ray
@@ -48,13 +48,25 @@ def test_an_address_that_is_none_is_one_sentence(tmp_path: Path, address: str) -
     assert f"RAY_ADDRESS={address} leads to no Ray cluster" in outcome.error
 
 
-def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(**_: Any) -> NoReturn:
-        # As Ray itself does it: no class of its own.
-        raise Exception("The current node timed out\nduring startup.")  # noqa: TRY002
+@pytest.mark.parametrize("too_slow", [1, 2, 3])
+def test_a_ray_that_starts_too_slowly_has_three_tries(
+    monkeypatch: pytest.MonkeyPatch, too_slow: int
+) -> None:
+    starts: list[dict[str, Any]] = []
+
+    def init(**settings: Any) -> None:
+        starts.append(settings)
+        if len(starts) <= too_slow:
+            # As Ray itself does it: no class of its own.
+            raise Exception("The current node timed out\nduring startup.")  # noqa: TRY002
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", slow)
-    with pytest.raises(ClusterError, match=r"did not start .*during startup\): run again"):
+    monkeypatch.setattr(ray, "init", init)
+    if too_slow < 3:
         connect()
+        assert len(starts) == too_slow + 1
+    else:
+        with pytest.raises(ClusterError, match=r"did not start .*during startup\): run again"):
+            connect()
+        assert len(starts) == 3
