@@ -23,6 +23,8 @@ from ray_pipeline.placement import Node
 IDLE_MS = 30_000
 """How long a local cluster keeps a worker without work, milliseconds. Ray's own 1,000 are less than
 the time between two commits, and a worker takes seconds of a CPU to start."""
+ORDINARY = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
+"""What Ray counts on every node, beside resources that a node may have or not."""
 STARTS = 3
 """How often it is tried to start a local cluster: Ray gives its node 30 s, which a busy machine may
 miss as long as nothing of Ray is in its page cache."""
@@ -116,6 +118,9 @@ def cluster_nodes() -> list[Node]:
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
             memory_bytes=int(node["Resources"].get("memory", 0)),
+            resources=frozenset(
+                name for name in node["Resources"] if name not in ORDINARY and name[:5] != "node:"
+            ),
         )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]

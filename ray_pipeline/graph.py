@@ -177,6 +177,7 @@ class Graph:
                 compute=_pool(placement.encoders, calls=ENCODE_CALLS),
                 num_cpus=placement.encoder_cpus,
                 num_gpus=placement.encoder_gpus if on_gpu else None,
+                resources=placement.encoder_resources,
             )
             .map_batches(
                 StageShard,

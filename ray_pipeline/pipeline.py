@@ -149,7 +149,9 @@ def resolve_identity(
     A driver on a CPU head must not decide for GPUs. Raises WeightsError, or ClusterError when
     the node dies over it.
     """
-    probe = ray.remote(num_cpus=0.1, num_gpus=placement.encoder_gpus)(remembered_identity)
+    probe = ray.remote(
+        num_cpus=0.1, num_gpus=placement.encoder_gpus, resources=placement.encoder_resources
+    )(remembered_identity)
     reference = probe.remote(
         output, settings.model, settings.weights, settings.precision, placement.device
     )

@@ -28,6 +28,9 @@ LEAST_ENCODER_CPUS = 0.1
 READERS_PER_GPU = 12
 """Most reading actors per GPU by default."""
 
+RESOURCE_SHARE = 0.001
+"""Of a custom resource that an encoding actor holds: it says where, not how many."""
+
 COMMIT_BYTES = 256 << 20
 """Memory of a commit besides its vectors: one row group, Parquet's buffers, the process."""
 COMMIT_SHARE = 0.8
@@ -44,6 +47,30 @@ class Node:
     """GPUs Ray may hand out there."""
     memory_bytes: int = 0
     """Memory Ray may hand out there, bytes; 0 when unknown."""
+    resources: frozenset[str] = frozenset()
+    """Names of what else it has: custom resources, and kinds of accelerators."""
+
+    def has(self, resource: str | None) -> bool:
+        """Whether it has that resource; none is everywhere."""
+        return resource is None or resource in self.resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one actor or task holds while it is there."""
+
+    what: str
+    """Such as `a reading actor`."""
+    cpus: float
+    """CPUs."""
+    gpus: float = 0.0
+    """GPUs."""
+    resource: str | None = None
+    """What a node must have to hold it."""
+
+    def __str__(self) -> str:
+        where = f", {self.resource}" if self.resource else ""
+        return f"{self.what} ({self.cpus:g} CPUs, {self.gpus:g} GPUs{where})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +87,13 @@ class Placement:
     """CPUs of each."""
     encoder_gpus: float
     """GPUs of each."""
+    encoder_resource: str | None = None
+    """What a node must have to hold one."""
+
+    @property
+    def encoder_resources(self) -> dict[str, float]:
+        """What one holds besides CPUs and GPUs, as Ray wants it."""
+        return {self.encoder_resource: RESOURCE_SHARE} if self.encoder_resource else {}
 
     @property
     def stagers(self) -> int:
@@ -84,20 +118,28 @@ class Placement:
         """Threads that decode in one reader: its CPUs."""
         return max(1, round(self.reader_cpus))
 
-    def demands(self) -> list[tuple[str, float, float]]:
-        """(what, CPUs, GPUs) of everything that must run at once, the largest first."""
+    def demands(self) -> list[Demand]:
+        """Everything that must run at once, the largest first."""
+        encoder = Demand(
+            what="an encoding actor",
+            cpus=self.encoder_cpus,
+            gpus=self.encoder_gpus,
+            resource=self.encoder_resource,
+        )
         return [
-            *[("an encoding actor", self.encoder_cpus, self.encoder_gpus)] * self.encoders,
-            *[("a reading actor", self.reader_cpus, 0.0)] * self.readers,
-            ("a planning task", PLAN_CPUS, 0.0),
-            *[("a staging actor", STAGE_CPUS, 0.0)] * self.stagers,
-            ("a commit task", COMMIT_CPUS, 0.0),
+            *[encoder] * self.encoders,
+            *[Demand(what="a reading actor", cpus=self.reader_cpus)] * self.readers,
+            Demand(what="a planning task", cpus=PLAN_CPUS),
+            *[Demand(what="a staging actor", cpus=STAGE_CPUS)] * self.stagers,
+            Demand(what="a commit task", cpus=COMMIT_CPUS),
         ]
 
 
 def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
     """Fill in what the settings leave open from what the cluster has."""
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    cpus = sum(node.cpus for node in nodes)
+    holders = [node for node in nodes if node.has(settings.encoder_resource)]
+    gpus = sum(node.gpus for node in holders)
     encoder_gpus = settings.encoder_gpus
     if encoder_gpus is None:
         # A cluster that grows by itself may have no GPU yet.
@@ -107,7 +149,7 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
         encoder_cpus = settings.encoder_cpus or 1.0
     else:
         encoders = settings.encoders or 1
-        largest = max((node.cpus for node in nodes), default=1.0)
+        largest = max((node.cpus for node in holders), default=1.0)
         rest = settings.reader_cpus + _tasks_cpus(encoders)
         share = math.floor(100 * (largest / encoders - rest) + 1e-6) / 100
         encoder_cpus = settings.encoder_cpus or max(LEAST_ENCODER_CPUS, share)
@@ -120,6 +162,7 @@ def choose_placement(settings: JobSettings, nodes: Sequence[Node]) -> Placement:
         encoders=encoders,
         encoder_cpus=encoder_cpus,
         encoder_gpus=encoder_gpus,
+        encoder_resource=settings.encoder_resource,
     )
 
 
@@ -137,8 +180,8 @@ def short_of(placement: Placement, free: Node) -> str:
 
     A sum, and of this moment: reason to tell, not to refuse.
     """
-    cpus = sum(demand[1] for demand in placement.demands())
-    gpus = sum(demand[2] for demand in placement.demands())
+    cpus = sum(demand.cpus for demand in placement.demands())
+    gpus = sum(demand.gpus for demand in placement.demands())
     if free.cpus >= cpus - 1e-9 and free.gpus >= gpus - 1e-9:
         return ""
     return (
@@ -171,22 +214,38 @@ def check_fit(placement: Placement, nodes: Sequence[Node]) -> None:
                 f"{int(COMMIT_BYTES / COMMIT_SHARE) >> 20} MB at least; start Ray there with more "
                 "(ray start --memory), or without CPUs."
             )
-    free = [[node.cpus, node.gpus] for node in nodes]
-    for what, cpus, gpus in sorted(placement.demands(), key=lambda d: (-d[2], -d[1])):
+    free = [(node, [node.cpus, node.gpus]) for node in nodes]
+    for demand in sorted(placement.demands(), key=lambda one: (-one.gpus, -one.cpus)):
         # Work without a GPU goes to the fullest node without one first, as Ray prefers too.
-        fits = [f for f in free if f[0] >= cpus - 1e-9 and f[1] >= gpus - 1e-9]
+        fits = [
+            left
+            for node, left in free
+            if left[0] >= demand.cpus - 1e-9
+            and left[1] >= demand.gpus - 1e-9
+            and node.has(demand.resource)
+        ]
         if not fits:
-            need_cpus = sum(demand[1] for demand in placement.demands())
-            need_gpus = sum(demand[2] for demand in placement.demands())
-            have_cpus, have_gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
-            raise DoesNotFitError(
-                f"no node has room for {what} ({cpus:g} CPUs, {gpus:g} GPUs): "
-                f"{placement.encoders} encoders x {placement.encoder_cpus:g} CPUs, "
-                f"{placement.readers} readers x {placement.reader_cpus:g} CPUs and the tasks need "
-                f"{need_cpus:g} CPUs and {need_gpus:g} GPUs at once, the cluster has {have_cpus:g} "
-                f"and {have_gpus:g} on {len(nodes)} nodes; lower encoders, readers or "
-                "encoder_cpus, or add nodes (autoscaling: true if it grows by itself)."
-            )
-        best = min(fits, key=lambda f: (f[1], f[0]))
-        best[0] -= cpus
-        best[1] -= gpus
+            raise DoesNotFitError(_no_room(demand, placement, nodes))
+        best = min(fits, key=lambda left: (left[1], left[0]))
+        best[0] -= demand.cpus
+        best[1] -= demand.gpus
+
+
+def _no_room(demand: Demand, placement: Placement, nodes: Sequence[Node]) -> str:
+    if not any(node.has(demand.resource) for node in nodes):
+        has = sorted({name for node in nodes for name in node.resources})
+        return (
+            f"no node has '{demand.resource}', which encoder_resource asks for: there are "
+            f"{', '.join(has) or 'no such resources'}; ray status tells what nodes have."
+        )
+    need_cpus = sum(each.cpus for each in placement.demands())
+    need_gpus = sum(each.gpus for each in placement.demands())
+    have_cpus, have_gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+    return (
+        f"no node has room for {demand}: "
+        f"{placement.encoders} encoders x {placement.encoder_cpus:g} CPUs, "
+        f"{placement.readers} readers x {placement.reader_cpus:g} CPUs and the tasks need "
+        f"{need_cpus:g} CPUs and {need_gpus:g} GPUs at once, the cluster has {have_cpus:g} "
+        f"and {have_gpus:g} on {len(nodes)} nodes; lower encoders, readers or "
+        "encoder_cpus, or add nodes (autoscaling: true if it grows by itself)."
+    )

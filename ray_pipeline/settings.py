@@ -112,6 +112,12 @@ class JobSettings(BaseModel):
         ge=0,
         description="GPUs held by one encoding actor; default: 1 where there are any.",
     )
+    encoder_resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What a node must have to hold encoders: a custom resource of Ray, or a "
+        "kind of GPU such as accelerator_type:H100.",
+    )
     batch_size: int | None = Field(
         default=None,
         ge=1,

@@ -93,3 +93,21 @@ def test_what_other_jobs_hold_is_told() -> None:
         "1 GPUs are needed at once, 8 and 0 are free now"
     )
     assert short_of(placement, Node(cpus=1, gpus=1))
+
+
+def test_encoders_go_where_their_resource_is() -> None:
+    h100 = frozenset({"accelerator_type:H100"})
+    cluster = [Node(cpus=8, gpus=4), Node(cpus=8, gpus=2, resources=h100), Node(cpus=16)]
+    said = settings(encoder_resource="accelerator_type:H100")
+    placement = choose_placement(said, cluster)
+    assert (placement.encoders, list(placement.encoder_resources)) == (2, list(h100))
+    check_fit(placement, cluster)
+    with pytest.raises(DoesNotFitError, match=r"GPUs, accelerator_type:H100\): 3 encoders"):
+        check_fit(choose_placement(settings(**vars(said) | {"encoders": 3}), cluster), cluster)
+
+
+def test_a_resource_that_no_node_has_is_named_with_those_there_are() -> None:
+    cluster = [Node(cpus=8, gpus=4, resources=frozenset({"big", "accelerator_type:T4"}))]
+    placement = choose_placement(settings(encoder_resource="h100", encoder_gpus=1.0), cluster)
+    with pytest.raises(DoesNotFitError, match=r"no node has 'h100'.* accelerator_type:T4, big;"):
+        check_fit(placement, cluster)

@@ -99,6 +99,7 @@ EVERY_KEY: dict[str, Any] = {
     "encoders": 2,
     "encoder_cpus": 1.5,
     "encoder_gpus": 0.0,
+    "encoder_resource": "accelerator_type:H100",
     "batch_size": 4,
     "compile": False,
     "autoscaling": True,

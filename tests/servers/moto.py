@@ -17,11 +17,11 @@ MODULE = (sys.executable, "-W", "ignore", "-m", "moto.server")
 
 
 class MotoServer:
-    """`moto_server` on a free loopback port; good for correctness, useless for speed."""
+    """`moto_server` on a free port; good for correctness, useless for speed."""
 
-    def __init__(self, log: Path, *, check_keys: bool = False) -> None:
+    def __init__(self, log: Path, *, check_keys: bool = False, host: str = "127.0.0.1") -> None:
         """Keep the server's log at `log`; with `check_keys` it refuses every unknown key."""
-        self._log = log
+        self._log, self._host = log, host
         self._check_keys = check_keys
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -34,13 +34,13 @@ class MotoServer:
             env["INITIAL_NO_AUTH_ACTION_COUNT"] = "0"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*MODULE, "-H", "127.0.0.1", "-p", str(port)],
+                [*MODULE, "-H", self._host, "-p", str(port)],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        endpoint = f"http://127.0.0.1:{port}"
+        endpoint = f"http://{self._host}:{port}"
         deadline = time.monotonic() + START_TIMEOUT_S
         while not answers(endpoint):
             if self._process.poll() is not None or time.monotonic() > deadline:
