@@ -122,22 +122,29 @@ def plan(
             help="Pace of one GPU, for the GPU-hours; by default that expected of one H100.",
         ),
     ] = None,
+    prices: Annotated[
+        str | None,
+        typer.Option(help="YAML file of prices (infra/costs); default: S3's in us-east-1."),
+    ] = None,
     as_json: AsJson = False,
     *,
     flags: dict[str, Any],
 ) -> None:
-    """Show what a job would do and cost: slides, tiles, bytes to fetch, GPU-hours.
+    """Show what a job would do and cost: slides, tiles, bytes, requests, hours, dollars.
 
     Reads the overviews only; --output is not needed.
     """
+    from ray_pipeline.costs import Prices, load_prices  # noqa: PLC0415 (as below)
     from ray_pipeline.estimate import (  # noqa: PLC0415 (what reads slides takes seconds)
         estimate_slides,
         h100_tiles_per_s,
+        job_cost,
         summary,
     )
 
     settings = load_settings(config, flags, defaults={"output": "unused"})
-    tiles_per_s = tiles_per_s or h100_tiles_per_s(settings.model)
+    price_list = load_prices(prices) if prices else Prices()
+    pace = tiles_per_s or h100_tiles_per_s(settings.model)
     with Reporter(log_format=settings.log_format) as reporter:
         estimates = estimate_slides(settings, reporter.show)
     rows: list[Cells] = [("slide", "tiles", "level", "mpp", "MB to fetch", "")]
@@ -152,15 +159,17 @@ def plan(
                 item.failure.reason if item.failure else "",
             )
         )
-    total = summary(estimates, tiles_per_s)
+    total = summary(estimates, pace)
+    cost = job_cost(estimates, settings.model, tiles_per_s=tiles_per_s, prices=price_list)
     say(aligned(rows))
     say(
         f"{total['slides']} slides, {total['tiles']} tiles, "
         f"{sum(item.fetch_bytes for item in estimates) / 1e9:.3f} GB to fetch, "
-        f"{total['gpu_hours']} GPU-hours at {tiles_per_s:g} tiles/s"
+        f"{total['gpu_hours']} GPU-hours at {pace:g} tiles/s"
     )
+    say(aligned(cost.rows()))
     if as_json:
-        say(json.dumps(total))
+        say(json.dumps({**total, "cost": cost.to_dict()}))
     raise typer.Exit(EXIT_SOME_FAILED if total["slides_failed"] else 0)
 
 

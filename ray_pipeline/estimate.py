@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from ray_pipeline.costs import READ_SHARDS, Basis, Cost, Prices, Work, cost_of, reading_s, work_of
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.errors import SlideError, StoreError
 from ray_pipeline.plan import plan_slide
@@ -13,6 +15,7 @@ from ray_pipeline.progress import Counts
 from ray_pipeline.recipe import tiling_of, tissue_rule_of
 from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
+from ray_pipeline.slides.normalise import NormaliseRule
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.worklist import slides_of
@@ -50,6 +53,12 @@ class SlideEstimate:
     """Microns per pixel of the tiles."""
     fetch_bytes: int = 0
     """Compressed bytes under the kept tiles, plus what planning fetched."""
+    gets: int = 0
+    """GETs and HEADs of planning and reading it, with those of opening it anew for some shards."""
+    reading_cpu_s: float = 0.0
+    """Seconds of one core that reading its tiles takes."""
+    reading_basis: Basis = "measured"
+    """Where that comes from."""
     failure: Failure | None = None
     """Why it would fail, if so."""
 
@@ -84,6 +93,7 @@ def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:
             mpp_override=source.mpp_override,
         )
         try:
+            opening = slide.counts.gets + 1  # a HEAD, which is not counted
             plan = plan_slide(
                 slide,
                 tiling_of(settings),
@@ -91,25 +101,58 @@ def _estimate(source: SlideSource, settings: JobSettings) -> SlideEstimate:
                 max_tiles=settings.max_tiles_per_slide,
                 coordinates=coordinates,
             )
-            level = plan.geometry.level
-            compressed = slide.compressed_bytes(
-                level=level,
-                xy=plan.xy,
-                side_px=plan.geometry.side_px,
-                reduce=plan.geometry.reduce,
+            geometry, planning = plan.geometry, slide.counts.gets + 1
+            tiles: dict[str, Any] = {
+                "level": geometry.level,
+                "reduce": geometry.reduce,
+                "xy": plan.xy,
+                "side_px": geometry.side_px,
+            }
+            seconds, basis = reading_s(
+                geometry,
+                slide.levels[geometry.level],
+                tile_px=plan.tile_px,
+                normalise=NormaliseRule(colour=settings.colour, stain=settings.stain),
             )
+            opened = -(-plan.n_shards // READ_SHARDS)
             return SlideEstimate(
                 slide_id=source.slide_id,
                 uri=source.uri,
                 n_tiles=plan.n_tiles,
-                level=level,
-                mpp_achieved=plan.geometry.mpp_achieved,
-                fetch_bytes=compressed + slide.counts.bytes_fetched,
+                level=geometry.level,
+                mpp_achieved=geometry.mpp_achieved,
+                fetch_bytes=slide.compressed_bytes(**tiles) + slide.counts.bytes_fetched,
+                gets=planning + opened * opening + slide.ranges(**tiles),
+                reading_cpu_s=round(plan.n_tiles * seconds, 4),
+                reading_basis=basis,
             )
         finally:
             slide.close()
     except (SlideError, StoreError) as error:
         return SlideEstimate(**{**vars(nothing), "failure": Failure.of("plan", error)})
+
+
+def job_cost(
+    estimates: list[SlideEstimate], model: str, *, tiles_per_s: float | None, prices: Prices
+) -> Cost:
+    """What the slides cost with `model`; without `tiles_per_s`, on GPUs as fast as one H100.
+
+    Raises SettingsError for an unknown model.
+    """
+    dim, work = get_spec(model).dim, Work()
+    for estimate in estimates:
+        if estimate.failure is None:
+            work += work_of(
+                estimate.n_tiles,
+                dim=dim,
+                slide_gets=estimate.gets,
+                fetch_bytes=estimate.fetch_bytes,
+                reading_cpu_s=estimate.reading_cpu_s,
+                reading_basis=estimate.reading_basis,
+            )
+    if tiles_per_s is None:
+        return cost_of(work, tiles_per_s=h100_tiles_per_s(model), pace="expected", prices=prices)
+    return cost_of(work, tiles_per_s=tiles_per_s, pace="given", prices=prices)
 
 
 def summary(estimates: list[SlideEstimate], tiles_per_s: float) -> dict[str, object]:

@@ -182,42 +182,51 @@ def load_settings(
     """
     said: dict[str, Any] = dict(defaults or {})
     if config is not None:
-        root, key = split_uri(config)
-        try:
-            text = Store.open(root).get(key)
-        except NotFoundError as error:
-            raise SettingsError(f"--config: {error}") from None
-        try:
-            loaded = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" at line {mark.line + 1}" if mark else ""
-            raise SettingsError(
-                f"{config} is no valid YAML{line}; mend it and run again."
-            ) from None
-        if not isinstance(loaded, dict):
-            raise SettingsError(f"{config} must hold keys and values, such as 'output: s3://...'.")
-        node: Any = yaml.compose(text, yaml.SafeLoader)
-        names = [name.value for name, _ in node.value]
-        if twice := [name for name in loaded if names.count(name) > 1]:
-            raise SettingsError(f"{config} says '{twice[0]}' twice: keep one.")
-        said.update(loaded)
+        said.update(keys_of(config, flag="--config", such_as="output: s3://..."))
     said.update({key: value for key, value in flags.items() if value not in (None, [], ())})
     try:
         return JobSettings(**said)
     except ValidationError as error:
-        raise SettingsError(_sentence(error)) from None
+        raise SettingsError(
+            sentence_of(error, JobSettings, see="see `historay embed --help`.")
+        ) from None
     except TypeError:
         raise SettingsError(f"{config}: every key must be text.") from None
 
 
-def _sentence(error: ValidationError) -> str:
+def keys_of(uri: str, *, flag: str, such_as: str) -> dict[str, Any]:
+    """Keys and values of a YAML file (path or store URI), which `flag` names.
+
+    Raises SettingsError where it is none, is not there, or says a key twice.
+    """
+    root, key = split_uri(uri)
+    try:
+        text = Store.open(root).get(key)
+    except NotFoundError as error:
+        raise SettingsError(f"{flag}: {error}") from None
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{uri} is no valid YAML{line}; mend it and run again.") from None
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{uri} must hold keys and values, such as '{such_as}'.")
+    node: Any = yaml.compose(text, yaml.SafeLoader)
+    names = [name.value for name, _ in node.value]
+    if twice := [name for name in loaded if names.count(name) > 1]:
+        raise SettingsError(f"{uri} says '{twice[0]}' twice: keep one.")
+    return loaded
+
+
+def sentence_of(error: ValidationError, model: type[BaseModel], *, see: str) -> str:
+    """One sentence for each problem with the keys of `model`; `see` tells where they are listed."""
     parts = []
     for problem in error.errors(include_url=False, include_context=False):
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, JobSettings.model_fields, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "see `historay embed --help`."
+            near = difflib.get_close_matches(key, model.model_fields, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else see
             parts.append(f"'{key}' is no known key; {hint}")
         elif problem["type"] == "missing":
             parts.append(

@@ -54,6 +54,9 @@ class Drawn:
     def compressed_bytes(self, **how: Any) -> int:
         raise AssertionError("a plan counts no bytes")
 
+    def ranges(self, **how: Any) -> int:
+        raise AssertionError("a plan counts no requests")
+
     def close(self) -> None:
         raise AssertionError("whoever opened a slide closes it")
 

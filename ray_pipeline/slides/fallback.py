@@ -14,7 +14,7 @@ import tifffile
 from tiffslide import TiffSlide
 
 from ray_pipeline.errors import DamagedSlideError, NotASlideError, StoreError
-from ray_pipeline.ranged_file import RangedFile
+from ray_pipeline.ranged_file import MOST_AHEAD_BYTES, RangedFile
 from ray_pipeline.slides.jpeg import frame_fault
 from ray_pipeline.slides.levels import Level, Overview, box_mean, overview_reading, settle_mpp
 from ray_pipeline.slides.resample import resample, rim_px
@@ -166,6 +166,13 @@ class TiffSlideReader:
                 under.update(placed.tiles_under(x, y, x + side_px, y + side_px))
             total += sum(placed.page.databytecounts[index] for index in under)
         return total
+
+    def ranges(
+        self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, reduce: int = 1
+    ) -> int:
+        """See `Slide.ranges`; the file is read in blocks."""
+        needed = self.compressed_bytes(level=level, xy=xy, side_px=side_px, reduce=reduce)
+        return -(-needed // MOST_AHEAD_BYTES)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -41,6 +41,9 @@ class Level:
     """Microns per pixel of this level."""
     reduces: tuple[int, ...] = (1,)
     """Whole factors by which it can be read smaller, at less cost than the whole; 1 always."""
+    codec: str = ""
+    """How its compressed tiles are coded: `jpeg`, `jpeg2000`, `lzw`, ...; empty where tiffslide
+    reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)

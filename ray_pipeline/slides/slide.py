@@ -97,6 +97,12 @@ class Slide(Protocol):
         """Bytes of the compressed tiles that lie under the given tiles, each counted once."""
         ...
 
+    def ranges(
+        self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, reduce: int = 1
+    ) -> int:
+        """About how many ranged GETs reading these tiles takes, once the slide is open."""
+        ...
+
     def close(self) -> None:
         """Let go of the file."""
         ...

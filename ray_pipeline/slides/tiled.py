@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ray_pipeline.errors import TooLargeError
 from ray_pipeline.ranged_file import ReadCounts
 from ray_pipeline.slides.bands import Windows, tiles_under
+from ray_pipeline.slides.fetch import coalesce
 from ray_pipeline.slides.levels import (
     MOST_TILE_PX,
     Level,
@@ -78,6 +79,7 @@ class TiledSlide:
                 downsample=downsample,
                 mpp=self.mpp.value * downsample,
                 reduces=table.reduces,
+                codec=table.codec.name,
             )
             for number, (table, downsample) in enumerate(
                 zip(index.tables, downsamples, strict=True)
@@ -171,6 +173,16 @@ class TiledSlide:
         """See `Slide.compressed_bytes`."""
         under = self.compressed_tiles(level=level, xy=xy, side_px=side_px, reduce=reduce)
         return int(self.tables[level].counts[under].sum())
+
+    def ranges(
+        self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, reduce: int = 1
+    ) -> int:
+        """See `Slide.ranges`."""
+        under = self.compressed_tiles(level=level, xy=xy, side_px=side_px, reduce=reduce)
+        table = self.tables[level]
+        held = under[table.counts[under] > 0]
+        objects = np.zeros(len(held), np.int32) if table.objects is None else table.objects[held]
+        return len(coalesce(objects, table.offsets[held], table.counts[held])[0])
 
     def compressed_tiles(
         self, *, level: int, xy: npt.NDArray[np.int32], side_px: float, reduce: int = 1

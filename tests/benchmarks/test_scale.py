@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_pipeline.costs import work_of
+from tests.benchmarks.scale_driver import TILES
 from tests.benchmarks.test_benchmarks import quick_run
 
 
@@ -18,9 +20,13 @@ def test_the_scale(tmp_path: Path) -> None:
         "resume_1e3_s",
     }
     figures = report["figures"]
+    counted = work_of(
+        TILES, dim=1, slide_gets=0, fetch_bytes=0, reading_cpu_s=0, reading_basis="assumed"
+    )
     # 40 fragments, the file, the record, the done key; each fragment and the record are read.
-    assert figures["requests_per_slide"]["PUT"] == 43
-    assert figures["requests_per_slide"]["GET"] == 41
+    assert figures["requests_per_slide"]["PUT"] == 43 == counted.output_puts
+    assert figures["requests_per_slide"]["GET"] == 41 == counted.output_gets
+    assert figures["requests_per_slide"]["DELETE"] == counted.output_deletes
     assert figures["requests_per_slide"]["HEAD"] == 0
     assert figures["requests_per_slide"]["LIST"] < 0.1
     assert set(figures["sizes"]) == {"100", "1000"}

@@ -85,6 +85,16 @@ def test_rows_of_shards_decode_each_compressed_tile_once(path: Path) -> None:
     assert slide.counts.bytes_needed - before == needed
 
 
+def test_ranges_are_the_requests_that_reading_takes(path: Path) -> None:
+    every = grid(224, 224)
+    scattered = every[np.random.default_rng(3).random(len(every)) < 0.2]
+    for xy in (every, scattered, every[:0]):
+        slide = open_slide(str(path))
+        before = slide.counts.gets
+        slide.read_tiles(level=0, xy=xy, side_px=224, tile_px=224)
+        assert slide.counts.gets - before == slide.ranges(level=0, xy=xy, side_px=224)
+
+
 def test_a_slide_smaller_than_a_tile_is_filled_up_with_glass(tmp_path: Path) -> None:
     pixels = np.full((50, 70, 3), 90, np.uint8)
     tifffile.imwrite(
