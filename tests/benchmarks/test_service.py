@@ -25,6 +25,7 @@ def test_a_quick_run_ends_with_every_ratio() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_quick_soak_loses_nothing() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.service_soak", "--quick"]

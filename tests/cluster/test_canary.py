@@ -18,7 +18,7 @@ from tests.servers.moto import MotoServer
 from tests.servers.ray_head import ray_head
 from tests.servers.s3 import S3Server, free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 SECRETS = {
     "key id": "AKIACANARYCANARYCANA",
@@ -100,6 +100,7 @@ class Found:
                 self.look(str(path.relative_to(folder)), path.read_bytes().decode("latin-1"))
 
 
+@pytest.mark.ray
 def test_no_secret_of_a_job_is_written_anywhere(
     moto_server: S3Server, planted: dict[str, str], telltale: str, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_no_secret_of_a_job_is_written_anywhere(
     assert found.places == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "code", "words"),
     [
@@ -179,6 +181,7 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory, telltale: str) -> Iterat
     moto.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["refuses the key", "repeats secrets", "holds a password"])
 def test_no_secret_is_in_what_an_endpoint_does(
     planted: dict[str, str], endpoints: dict[str, str], tmp_path: Path, how: str

@@ -16,7 +16,14 @@ TILES = 2
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("model", ["phikon", "uni", "virchow2"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("phikon", marks=pytest.mark.long),
+        pytest.param("uni", marks=pytest.mark.long),
+        "virchow2",
+    ],
+)
 def test_job_with_random_weights_gives_the_models_vectors(model: str, tmp_path: Path) -> None:
     (tmp_path / "slides").mkdir()
     write_slide(tmp_path / "slides" / "a.svs", width_px=1024, height_px=1024, seed=2)
