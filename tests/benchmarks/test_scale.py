@@ -11,7 +11,7 @@ from tests.benchmarks.scale_driver import TILES
 from tests.benchmarks.test_benchmarks import quick_run
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_the_scale(tmp_path: Path) -> None:
     report = quick_run("scale", tmp_path)
     assert set(report["ratios"]) == {

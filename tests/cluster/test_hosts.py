@@ -16,6 +16,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from ray_pipeline.synthetic import write_slide
 from tests.commands import historay
@@ -68,6 +69,7 @@ class Cluster:
             # A node that is gone is found out in seconds instead of half a minute.
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "2000",
         }
 
     def start(self) -> None:
@@ -162,8 +164,10 @@ def test_a_cluster_that_loses_a_host_makes_what_one_machine_makes(
             cluster.remove_folder()
         alone = f"{bucket}/alone"
         slides = ("--slides", f"{bucket}/slides/", "--output", alone, "--model", "toy")
-        assert historay("embed", *slides, env=s3.env).code == 0
-        assert rows(s3, f"{bucket}/out").equals(rows(s3, alone))
+        # As many threads: sums of floats depend on how they are split.
+        done = historay("embed", *slides, "--encoder-cpus", "1", env=s3.env)
+        assert done.code == 0, done.stderr
+        assert_frame_equal(rows(s3, f"{bucket}/out"), rows(s3, alone), check_exact=True)
 
 
 def put_slides(s3: S3Server, bucket: str, folder: Path) -> None:
