@@ -58,6 +58,7 @@ class Cluster:
     def __init__(self, hosts: tuple[Host, ...], env: Mapping[str, str]) -> None:
         self.head, *self.others = hosts
         self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: sockets lie there
+        self._nodes: list[subprocess.Popen[bytes]] = []
         self.env = {
             **os.environ,
             **env,
@@ -101,8 +102,12 @@ class Cluster:
         addresses: list[str] = json.loads(self.run(sys.executable, "-c", ALIVE).splitlines()[-1])
         return addresses
 
-    def remove_folder(self) -> None:
-        """Logs and sockets, once nothing runs any more."""
+    def end(self) -> None:
+        """Kill all that runs on the hosts, and remove logs and sockets."""
+        for host in (self.head, *self.others):
+            host.kill_all()
+        for node in self._nodes:
+            node.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, host: Host, *options: str) -> None:
@@ -118,6 +123,7 @@ class Cluster:
                 stdout=file,
                 stderr=file,
             )
+        self._nodes.append(process)
         deadline = time.monotonic() + DEADLINE_S
         while "will now block" not in log.read_text():
             assert process.poll() is None, log.read_text()
@@ -139,6 +145,7 @@ def hosts() -> Iterator[Network]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_cluster_that_loses_a_host_makes_what_one_machine_makes(
     hosts: Network, tmp_path: Path
@@ -159,9 +166,7 @@ def test_a_cluster_that_loses_a_host_makes_what_one_machine_makes(
             assert f"{SLIDES} slides done" in told
             assert lost.address not in cluster.alive()
         finally:
-            for host in hosts.hosts:
-                host.kill_all()
-            cluster.remove_folder()
+            cluster.end()
         alone = f"{bucket}/alone"
         slides = ("--slides", f"{bucket}/slides/", "--output", alone, "--model", "toy")
         # As many threads: sums of floats depend on how they are split.

@@ -26,7 +26,6 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.ray
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_command_of_the_readme_runs_on_a_cluster(head: dict[str, str], tmp_path: Path) -> None:
     job = tmp_path / "job"
