@@ -237,6 +237,7 @@ for _ in range(3):
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 encoder.encode(tiles)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+encoder.close()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     pages_of_the_input = 32 * 224 * 224 * 3 * 4 // 4096
