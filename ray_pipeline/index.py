@@ -51,6 +51,9 @@ SIDECAR = "index.json"
 """The file that makes a folder an index."""
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 128, 128
 """Neighbours of a tile in the graph; candidates held while adding, and while searching."""
+EXACT_BELOW = 10_000
+"""Vectors up to which all are compared: that takes milliseconds, and misses none. A graph depends
+on which thread added its tile first, so it may miss one even of few."""
 RECALL_QUERIES, RECALL_AT = 100, (10, 20)
 """Tiles on which recall is measured, and how many of their best are looked for."""
 NAMED = 3
@@ -149,8 +152,10 @@ class VectorIndex:
         self, itself: tuple[str, int], vector: npt.NDArray[np.float32], rule: Rule
     ) -> list[Match]:
         passed, count, size = set(rule.exclude_slides), rule.k + 1, len(self.graph)
+        exact = size <= EXACT_BELOW
         while True:
-            keys = np.asarray(self.graph.search(vector, min(count, size)).keys, np.uint64)
+            found = self.graph.search(vector, min(count, size), exact=exact)
+            keys = np.asarray(found.keys, np.uint64)
             kept = [
                 place[0] not in passed and (rule.include_self or place != itself)
                 for place in zip(*self._places(keys), strict=True)

@@ -121,7 +121,7 @@ class Encoder:
         self._runner = self._runner_of(encode, batch_size)
         self._feeder = Feeder(self._runner, spec.dim)
         # Else the feeder's thread would hold the model of an encoder that nobody has any more. Not
-        # at exit: there nobody waits for what is under way.
+        # at exit: there nobody waits for what is still to be computed.
         weakref.finalize(self, self._feeder.close).atexit = False
         if not source.meaningful:
             _logger.warning("%s has random weights: its vectors mean nothing.", spec.name)

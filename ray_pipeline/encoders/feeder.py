@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ import numpy.typing as npt
 
 Tiles = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float16]
+
+EXIT_S = 30.0
+"""How long a process that ends waits for the batches under way, seconds."""
 
 
 class OutOfMemory(Exception):
@@ -126,6 +130,7 @@ class Feeder:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
                 self._thread.start()
+                atexit.register(self._leave)
             self._waiting.append(asked)
             self._changed.notify()
         return asked
@@ -138,6 +143,19 @@ class Feeder:
         # A collection of garbage may come to call this in the thread itself.
         if self._thread not in (None, threading.current_thread()):
             self._thread.join()
+        atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """At the end of the process: drop what waits, and see the batches under way out.
+
+        A thread that comes back from torch's C++ while the interpreter ends aborts the process.
+        """
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(EXIT_S)
 
     def _work(self) -> None:
         running: deque[tuple[int, list[_Piece]]] = deque()

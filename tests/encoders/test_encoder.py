@@ -237,14 +237,13 @@ for _ in range(3):
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 encoder.encode(tiles)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-encoder.close()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     pages_of_the_input = 32 * 224 * 224 * 3 * 4 // 4096
     assert int(done.stdout) < pages_of_the_input / 4
 
 
-@pytest.mark.parametrize("last", ["encoder.close()", "del encoder", "pass"])
+@pytest.mark.parametrize("last", ["encoder.close()", "del encoder", "pass", "encoder.submit(many)"])
 def test_a_process_ends_well_right_after_it_encoded(last: str) -> None:
     code = f"""
 import numpy as np
@@ -254,6 +253,7 @@ from ray_pipeline.encoders.weights import resolve_weights
 spec = get_spec("toy")
 encoder = Encoder(spec, resolve_weights(spec, None), device="cpu")
 encoder.encode(np.zeros((3, 224, 224, 3), np.uint8))
+many = np.zeros((500, 224, 224, 3), np.uint8)
 {last}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
