@@ -51,21 +51,28 @@ def the_file(output: str) -> pq.ParquetFile:
     return pq.ParquetFile(store.open_file(info.key))
 
 
-@pytest.mark.ceph
 @pytest.mark.ray
-def test_every_vector_is_that_of_openslides_pixels(ceph: S3Server, real_slides: Path) -> None:
-    bucket = ceph.bucket()
-    ceph.client().upload_file(
+@pytest.mark.parametrize(
+    "s3_server",
+    [
+        pytest.param("moto", marks=pytest.mark.long),
+        pytest.param("ceph", marks=pytest.mark.ceph),
+    ],
+    indirect=True,
+)
+def test_every_vector_is_that_of_openslides_pixels(s3_server: S3Server, real_slides: Path) -> None:
+    bucket = s3_server.bucket()
+    s3_server.client().upload_file(
         str(real_slides / SLIDE), bucket.removeprefix("s3://"), f"slides/{SLIDE}"
     )
     job = ["--slides", f"{bucket}/slides/", "--model", "toy"]
-    plan = historay("plan", *job, "--json", env=ceph.env)
+    plan = historay("plan", *job, "--json", env=s3_server.env)
     assert plan.code == 0, plan.stderr
-    outcome = historay("embed", *job, "--output", f"{bucket}/out", "--json", env=ceph.env)
+    outcome = historay("embed", *job, "--output", f"{bucket}/out", "--json", env=s3_server.env)
     assert outcome.code == 0, outcome.stderr
     assert outcome.json["slides_done"] == 1
     assert outcome.json["conditional_store"] is True
-    assert ceph.secret_key not in outcome.stdout + outcome.stderr
+    assert s3_server.secret_key not in outcome.stdout + outcome.stderr
 
     file = the_file(f"{bucket}/out")
     table = file.read()
@@ -83,11 +90,11 @@ def test_every_vector_is_that_of_openslides_pixels(ceph: S3Server, real_slides: 
     stored = np.stack(table["embedding"].to_numpy())
     assert cosine(expected, stored).min() >= 0.9999
 
-    before = listed(ceph, bucket)
-    again = historay("embed", *job, "--output", f"{bucket}/out", "--json", env=ceph.env)
+    before = listed(s3_server, bucket)
+    again = historay("embed", *job, "--output", f"{bucket}/out", "--json", env=s3_server.env)
     assert again.code == 0
     assert (again.json["slides_finished_before"], again.json["encoders_loaded"]) == (1, 0)
-    assert listed(ceph, bucket) == before, "nothing was put under embeddings/"
+    assert listed(s3_server, bucket) == before, "nothing was put under embeddings/"
 
 
 @pytest.mark.long
