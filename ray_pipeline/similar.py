@@ -25,8 +25,8 @@ from ray_pipeline.dataset.vectors import (
     VectorBatch,
     read_tiles,
     read_vectors,
-    reading_bytes,
     slide_file,
+    slides_at_once,
 )
 from ray_pipeline.errors import SettingsError
 from ray_pipeline.store import ObjectInfo, Store
@@ -127,12 +127,12 @@ def find_similar(
     """The `rule.k` tiles of largest cosine for each tile of the query, among all of the recipe.
 
     Vectors of zeros are never found. Of the output never more than `memory_bytes` stand in memory,
-    for no more slides are read at the same time than fit; one always is (`reading_bytes`: 58 MB for
+    for no more slides are read at the same time than fit; one always is (`reading_bytes`: 65 MB for
     1,536 numbers a tile).
     Raises ObjectReplacedError for a file that is replaced while it is read.
     """
     started = time.perf_counter()
-    threads = memory_bytes // reading_bytes(query.vectors.shape[1])
+    threads = slides_at_once(memory_bytes, query.vectors.shape[1])
     found = Found(matches=[[] for _ in query.tiles])
     floors = np.full(len(query.tiles), -np.inf)
     passed = set(rule.exclude_slides)
@@ -144,7 +144,7 @@ def find_similar(
             one.see(batch)
         return one
 
-    for one in in_order(search, files, min(max(1, threads), FILES_AT_ONCE)):
+    for one in in_order(search, files, min(threads, FILES_AT_ONCE)):
         found.slides += 1
         found.tiles += one.tiles
         found.vector_bytes += one.tiles * query.vectors[0].nbytes

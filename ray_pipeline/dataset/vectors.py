@@ -24,8 +24,10 @@ BATCH_TILES = 1024
 COLUMNS = ("tile", "x", "y", "embedding")
 LARGEST_GROUP_TILES = ROW_GROUP_TILES + SHARD_TILES
 """Rows of a row group stay below: it is closed by the shard that fills it."""
-BATCH_COPIES, NUMBER_BYTES = 5, 4
+BATCH_COPIES, NUMBER_BYTES = 6, 4
 """Of a batch while it is decoded, with what allocators keep (measured: 4); bytes of a number."""
+SHARED_BYTES = 24 << 20
+"""Kept by allocators as soon as two slides are read at the same time (measured: 21 MiB)."""
 FOOTER_GET_BYTES = 64 << 10
 """First request of a file, at its end. Each row group is then one more."""
 
@@ -49,6 +51,11 @@ class VectorBatch:
 def reading_bytes(dim: int) -> int:
     """Most bytes that reading a slide of any length holds, for vectors of `dim` numbers."""
     return NUMBER_BYTES * dim * (LARGEST_GROUP_TILES + BATCH_COPIES * BATCH_TILES)
+
+
+def slides_at_once(memory_bytes: int, dim: int) -> int:
+    """Slides that can be read at the same time within so much memory; one always can."""
+    return max(1, (memory_bytes - SHARED_BYTES) // reading_bytes(dim))
 
 
 def slide_file(output: Store, layout: Layout, slide_id: str) -> ObjectInfo:
