@@ -14,15 +14,13 @@ import pyarrow as pa
 from ray_pipeline.answers import Answer, Form, table_of, write_answer
 from ray_pipeline.dataset.filesystem import StoreFileSystem
 from ray_pipeline.dataset.reading import EmbeddingDataset, open_dataset
-from ray_pipeline.dataset.views import SLIDES, TILES, create_tiles, folder_of
+from ray_pipeline.dataset.views import SLIDES, TILES, create_tiles, folder_of, set_threads
 from ray_pipeline.errors import QueryError, SettingsError
 from ray_pipeline.store import Store
 from ray_pipeline.uris import split_uri
 
 BATCH_ROWS = 8192
 """Rows of the answer held at a time: 50 MB with vectors of 1,536 numbers."""
-REMOTE_THREADS = 32
-"""Threads of a query over a store: they mostly wait for it."""
 LOCKS = (
     "enable_external_access = false",
     "autoinstall_known_extensions = false",
@@ -97,8 +95,7 @@ def _prepare(
     if SLIDES in words or neither:
         con.register(SLIDES, dataset.slides())
     if TILES in words or neither:
-        if dataset.output.scheme != "file":
-            con.execute(f"set threads = {REMOTE_THREADS}")
+        set_threads(con, dataset.output, dataset.listed)
         system = create_tiles(con, dataset.files, dataset.listed, dim=dataset.dim)
         con.execute(
             "set allowed_directories = [$folder]", {"folder": folder_of(system, dataset.files)}

@@ -100,9 +100,11 @@ class EmbeddingDataset:
         """`con`, or a new connection, with the views `tiles` and `slides` for SQL."""
         import duckdb  # noqa: PLC0415 (not needed to train)
 
-        from ray_pipeline.dataset.views import SLIDES, create_tiles  # noqa: PLC0415
+        from ray_pipeline.dataset.views import SLIDES, create_tiles, set_threads  # noqa: PLC0415
 
-        con = duckdb.connect() if con is None else con
+        if con is None:
+            con = duckdb.connect()
+            set_threads(con, self.output, self.listed)
         create_tiles(con, self.files, self.listed, dim=self.dim)
         con.register(SLIDES, self._slides)
         return con

@@ -11,11 +11,27 @@ from ray_pipeline.dataset.filesystem import StoreFileSystem
 from ray_pipeline.dataset.layout import EMBEDDINGS_FILE, HIVE_NULL
 from ray_pipeline.dataset.schema import embeddings_schema
 from ray_pipeline.dataset.slide_files import SlideFile, SlideFiles
+from ray_pipeline.store import Store
 
 TILES, SLIDES = "tiles", "slides"
 """Names of the tables."""
 NOT_TOLD_BY_FOLDERS = frozenset({"NULL", HIVE_NULL.upper()})
 """Ids, in capitals, that DuckDB takes for an absent value where they are a folder's."""
+REMOTE_THREADS = 32
+"""Threads of a query over a store: they mostly wait for it."""
+SMALL_FILE_BYTES = 1 << 20
+"""Mean length of files of which opening is most of the work: 0.15 ms beside 5 ms a MB."""
+
+
+def set_threads(con: duckdb.DuckDBPyConnection, output: Store, listed: Sequence[SlideFile]) -> None:
+    """Give a connection of ours the threads that suit reading these files of `output`."""
+    if output.scheme != "file":
+        con.execute(f"set threads = {REMOTE_THREADS}")
+        return
+    # Each request goes through Python, whose lock threads hand to one another at great cost.
+    con.execute("set async_threads = 0")
+    if sum(file.info.size_bytes for file in listed) < SMALL_FILE_BYTES * len(listed):
+        con.execute("set threads = 1")
 
 
 def create_tiles(
