@@ -47,6 +47,12 @@ def declared_bytes(request: Request, limits: Limits) -> int:
     return int(declared)
 
 
+def said_bytes(request: Request) -> int:
+    """The Content-Length; 0 without one, or where it is no number."""
+    declared = request.headers.get("content-length", "")
+    return int(declared[:19]) if declared.isascii() and declared.isdigit() else 0
+
+
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The whole body. Raises BodyTooLargeError, SlowBodyError, ClientGoneError."""
     parts, total = [], 0

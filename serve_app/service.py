@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import ModelSpec
-from serve_app.admission import Budget
+from serve_app.admission import Budget, Guesses
 from serve_app.bodies import (
     check_media_type,
     declared_bytes,
@@ -27,6 +27,7 @@ from serve_app.bodies import (
     parse_json,
     read_body,
     require_json,
+    said_bytes,
     too_many,
     while_connected,
 )
@@ -48,6 +49,8 @@ from serve_app.schemas import EmbeddingRequest, RegionRequest, Source
 from serve_app.settings import ServiceSettings
 
 T = TypeVar("T")
+Settle = Callable[[int, int], None]
+"""(tiles, bytes of the body): what a request turned out to hold. Raises OverloadedError."""
 FACTS_FRESH_S = 1.0
 """How long what replicas told is taken as so: probes then cost a replica one call a second."""
 
@@ -74,6 +77,7 @@ class Service:
         limits = settings.limits
         self.tiles = Budget(limits.tiles_in_hand, "tiles in hand")
         self.bytes = Budget(limits.bytes_in_hand, "bytes in hand")
+        self._guesses: dict[str, Guesses] = {}
         self.regions = RegionReader(settings.regions)
         metrics.watch_in_hand(lambda: self.tiles.held)
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
@@ -110,11 +114,11 @@ class Service:
             self._check_count(len(inputs))
             return asked, model, decoded_inputs(inputs)
 
-        with self._entered() as give_up_at, ExitStack() as held:
+        with self._entered(request, "inputs") as (give_up_at, settle):
             with self.bytes.hold(declared_bytes(request, self.settings.limits)):
                 body = await read_body(request, self.settings.limits)
                 asked, model, images = await self._in_thread(lambda: images_of(body))
-                held.enter_context(self.tiles.hold(len(images)))
+                settle(len(images), len(body))
                 tiles = await self._decoded(images, model.spec, "input", resize=asked.resize)
             return asked, await while_connected(request, self._embedded(model, tiles, give_up_at))
 
@@ -129,27 +133,28 @@ class Service:
             if not media_type:
                 raise MediaTypeError("no Content-Type: send that of the image.")
             check_media_type(media_type, "the body")
-        with self._entered() as give_up_at, ExitStack() as held:
+        of_many = media_type == "multipart/form-data"
+        with self._entered(request, "form" if of_many else None) as (give_up_at, settle):
             with self.bytes.hold(declared_bytes(request, self.settings.limits)):
                 body = await read_body(request, self.settings.limits)
                 images = [body]
-                if media_type == "multipart/form-data":
+                if of_many:
                     most = self.settings.limits.request_tiles
                     images = await self._in_thread(lambda: form_images(body, headers, most))
-                held.enter_context(self.tiles.hold(len(images)))
+                settle(len(images), len(body))
                 tiles = await self._decoded(images, model.spec, "image", resize=resize)
             return await while_connected(request, self._embedded(model, tiles, give_up_at))
 
     async def embed_regions(self, request: Request) -> Vectors:
         """`POST /v1/regions`."""
         require_json(request.headers)
-        with self._entered() as give_up_at, ExitStack() as held:
+        with self._entered(request, "regions") as (give_up_at, settle):
             with self.bytes.hold(declared_bytes(request, self.settings.limits)):
                 body = await read_body(request, self.settings.limits)
                 asked = await self._in_thread(lambda: parse_json(RegionRequest, body))
             model = self.model(asked.model)
             self._check_count(len(asked.tiles))
-            held.enter_context(self.tiles.hold(len(asked.tiles)))
+            settle(len(asked.tiles), len(body))
             self.regions.check(asked.uri)
             return await while_connected(request, self._read_and_embed(model, asked, give_up_at))
 
@@ -181,20 +186,31 @@ class Service:
         self.regions.close()
 
     @contextmanager
-    def _entered(self) -> Iterator[float]:
-        """A request in hand; gives the time (monotonic) at which it is given up."""
+    def _entered(self, request: Request, kind: str | None) -> Iterator[tuple[float, Settle]]:
+        """A request in hand: when (monotonic) it is given up, and whom to tell its tiles.
+
+        Before a byte of the body is read it holds what such a body will need, so that those who
+        come meanwhile are told at the door. `kind` is the shape of the body, None that of one tile.
+        """
         if self.draining:
             raise UnavailableError("this service is being stopped: send the request again.")
-        # Told before a byte of the body is read.
-        self.tiles.check()
-        self._in_hand += 1
-        self._idle.clear()
-        try:
-            yield time.monotonic() + self.settings.limits.request_s
-        finally:
-            self._in_hand -= 1
-            if not self._in_hand:
-                self._idle.set()
+        guesses = None if kind is None else self._guesses.setdefault(kind, Guesses())
+        least = 1 if guesses is None else guesses.of(said_bytes(request))
+        with self.tiles.hold(min(least, self.settings.limits.request_tiles)) as place:
+
+            def settle(tiles: int, body_bytes: int) -> None:
+                if guesses is not None:
+                    guesses.seen(body_bytes, tiles)
+                place.settle(tiles)
+
+            self._in_hand += 1
+            self._idle.clear()
+            try:
+                yield time.monotonic() + self.settings.limits.request_s, settle
+            finally:
+                self._in_hand -= 1
+                if not self._in_hand:
+                    self._idle.set()
 
     def _check_count(self, tiles: int) -> None:
         if tiles > self.settings.limits.request_tiles:

@@ -54,6 +54,38 @@ async def slow() -> AsyncIterator[bytes]:
     yield PNG[100:]
 
 
+def test_who_comes_while_another_s_body_takes_the_room_is_told_at_the_door() -> None:
+    async def scenario() -> None:
+        fleet = HeldFleet()
+        fleet.gate.set()
+        service = service_over(fleet, limits={"tiles_in_hand": 6, "request_tiles": 6})
+        async with client_of(api_over(service)) as client:
+            assert (await sent(client, 4)).status_code == 200  # now it is known how large tiles are
+            form = client.build_request(
+                "POST",
+                "/v1/tiles",
+                files=[("image", (f"{i}.png", PNG, "image/png")) for i in range(4)],
+            )
+            headers = {name: form.headers[name] for name in ("content-type", "content-length")}
+            body, arrived = form.read(), asyncio.Event()
+
+            async def late() -> AsyncIterator[bytes]:
+                yield body[:100]
+                await arrived.wait()
+                yield body[100:]
+
+            first = asyncio.create_task(client.post("/v1/tiles", content=late(), headers=headers))
+            await until_in_hand(service, 4)
+            refused = await client.post("/v1/tiles", content=endless(), headers=headers)
+            assert refused.status_code == 429
+            assert (await sent(client, 2)).status_code == 200
+            arrived.set()
+            assert (await first).status_code == 200
+            assert service.tiles.held == 0
+
+    run(scenario())
+
+
 def test_who_comes_past_the_bound_is_told_at_once_and_when_to_come_back() -> None:
     async def scenario() -> None:
         fleet = HeldFleet()
