@@ -55,7 +55,7 @@ class H5Writer:
                 start += len(vectors)
             coords = np.stack([xy["x"].to_numpy(), xy["y"].to_numpy()], axis=1).astype(np.int64)
             file.create_dataset("coords", data=coords)
-            features.attrs.update(named)
+            features.attrs.update({"encoder": slide.facts()["model"], **named})
             file["coords"].attrs.update(
                 {
                     "patch_size": slide.tile_px,

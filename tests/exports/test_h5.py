@@ -70,6 +70,7 @@ def test_tridents_slide_encoders_get_what_they_ask_for(output: Store, folder: Pa
     assert attributes["savetodir"] == str(folder / "h5_files")
     with h5py.File(folder / "h5_files" / "b c.h5", "r") as file:
         assert dict(file["features"].attrs) == {
+            "encoder": "toy",
             "name": "b c",
             "savetodir": str(folder / "h5_files"),
         }

@@ -30,7 +30,14 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def test_there_are_notebooks() -> None:
-    assert "01_first_slide" in [path.stem for path in NOTEBOOKS]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_first_slide",
+        "02_query_with_sql",
+        "03_map_of_a_slide",
+        "04_similar_tiles",
+        "05_slide_level",
+        "06_ask_the_service",
+    ]
 
 
 @each_notebook
