@@ -12,8 +12,14 @@ import pytest
 
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.errors import NotFoundError, SettingsError, StaleIndexError
-from ray_pipeline.index import IndexFacts, VectorIndex, build_index, read_facts
-from ray_pipeline.similar import Rule, find_similar, get_query
+from ray_pipeline.index import (
+    IndexFacts,
+    VectorIndex,
+    build_index,
+    measure_recall,
+    read_facts,
+)
+from ray_pipeline.similar import Match, Query, Rule, find_similar, get_query
 from ray_pipeline.store import Store
 from tests.outputs import LAYOUT, put_slide
 
@@ -70,6 +76,20 @@ def test_the_graph_of_a_larger_output_finds_nearly_all(
     monkeypatch.setattr("ray_pipeline.index.EXACT_BELOW", 0)
     facts, _ = build(output, folder)
     assert all(share > 0.95 for share in facts.recall.values())
+
+
+def test_recall_is_the_share_that_was_found(
+    output: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(output, folder)
+    index, find = VectorIndex.open(folder, output, LAYOUT), VectorIndex.find
+    assert measure_recall(index, output, LAYOUT) == ({10: 1.0, 20: 1.0}, 100)
+
+    def without_the_nearest(self: VectorIndex, query: Query, rule: Rule) -> list[list[Match]]:
+        return [found[len(found) // 2 :] for found in find(self, query, rule)]
+
+    monkeypatch.setattr(VectorIndex, "find", without_the_nearest)
+    assert measure_recall(index, output, LAYOUT) == ({10: 0.0, 20: 0.5}, 100)
 
 
 def test_its_sidecar_tells_what_it_is(output: Store, folder: Path) -> None:

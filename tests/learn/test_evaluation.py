@@ -60,11 +60,15 @@ def test_a_planted_signal_is_found_and_so_are_its_tiles(seed: int, tmp_path: Pat
     assert np.mean(found) >= 0.7  # by chance, some 0.04
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_of_shuffled_labels_nothing_is_learnt(seed: int) -> None:
-    made = planted_cohort(seed, shuffled=True)
-    report = cross_validated(made.cohort, made.bags, folds=4, training=QUICK, seed=seed)
-    assert abs(report.scores.auc.value - 0.5) <= chance_band(report) < 0.3
+def test_of_shuffled_labels_nothing_is_learnt() -> None:
+    missed = []
+    for seed in SEEDS:
+        made = planted_cohort(seed, shuffled=True)
+        report = cross_validated(made.cohort, made.bags, folds=4, training=QUICK, seed=seed)
+        missed.append(report.scores.auc.value - 0.5)
+        assert abs(missed[-1]) <= chance_band(report) < 0.3
+    # Three are told apart from chance more narrowly than one: by the band over the root of three.
+    assert abs(np.mean(missed)) <= 0.3 / len(SEEDS) ** 0.5
 
 
 def test_a_slide_is_told_by_a_model_that_saw_no_slide_of_its_patient() -> None:
