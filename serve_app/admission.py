@@ -66,9 +66,14 @@ class Budget:
         return min(LONGEST_RETRY_S, max(1, math.ceil(self._mean_stay_s)))
 
     @contextmanager
-    def hold(self, amount: int) -> Iterator[Place]:
-        """Hold `amount` for the length of a `with`, or raise OverloadedError."""
+    def hold(self, amount: int, *, least: int | None = None) -> Iterator[Place]:
+        """Hold `amount` for the length of a `with`, or raise OverloadedError.
+
+        With `least`, hold what is left where that is less, but no less than `least`.
+        """
         place = Place(self)
+        if least is not None:
+            amount = max(least, min(amount, self.total - self.held))
         place.settle(amount)
         started = self._clock()
         try:

@@ -195,8 +195,10 @@ class Service:
         if self.draining:
             raise UnavailableError("this service is being stopped: send the request again.")
         guesses = None if kind is None else self._guesses.setdefault(kind, Guesses())
-        least = 1 if guesses is None else guesses.of(said_bytes(request))
-        with self.tiles.hold(min(least, self.settings.limits.request_tiles)) as place:
+        guess = 1 if guesses is None else guesses.of(said_bytes(request))
+        guess = min(guess, self.settings.limits.request_tiles)
+        # A guess alone refuses nobody: what is left may yet be enough.
+        with self.tiles.hold(guess, least=1) as place:
 
             def settle(tiles: int, body_bytes: int) -> None:
                 if guesses is not None:

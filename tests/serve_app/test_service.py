@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from starlette.types import Message
 
@@ -67,21 +68,46 @@ def test_who_comes_while_another_s_body_takes_the_room_is_told_at_the_door() -> 
                 files=[("image", (f"{i}.png", PNG, "image/png")) for i in range(4)],
             )
             headers = {name: form.headers[name] for name in ("content-type", "content-length")}
-            body, arrived = form.read(), asyncio.Event()
+            body, first, second = form.read(), asyncio.Event(), asyncio.Event()
 
-            async def late() -> AsyncIterator[bytes]:
-                yield body[:100]
-                await arrived.wait()
-                yield body[100:]
+            def coming(arrived: asyncio.Event) -> asyncio.Task[httpx2.Response]:
+                async def late() -> AsyncIterator[bytes]:
+                    yield body[:100]
+                    await arrived.wait()
+                    yield body[100:]
 
-            first = asyncio.create_task(client.post("/v1/tiles", content=late(), headers=headers))
+                return asyncio.create_task(
+                    client.post("/v1/tiles", content=late(), headers=headers)
+                )
+
+            enough = coming(first)
             await until_in_hand(service, 4)
+            short = coming(second)  # gets what is left, which may yet be enough
+            await until_in_hand(service, 6)
             refused = await client.post("/v1/tiles", content=endless(), headers=headers)
             assert refused.status_code == 429
-            assert (await sent(client, 2)).status_code == 200
-            arrived.set()
-            assert (await first).status_code == 200
+            second.set()
+            assert (await short).status_code == 429
+            assert service.tiles.held == 4
+            first.set()
+            assert (await enough).status_code == 200
             assert service.tiles.held == 0
+
+    run(scenario())
+
+
+def test_nobody_is_refused_for_the_small_tiles_of_others() -> None:
+    async def scenario() -> None:
+        fleet = HeldFleet()
+        fleet.gate.set()
+        service = service_over(fleet, limits={"tiles_in_hand": 6, "request_tiles": 6})
+        small = encoded(np.zeros((224, 224, 3), np.uint8))
+        assert 6 * len(small) < len(PNG)
+        async with client_of(api_over(service)) as client:
+            files = [("image", ("black.png", small, "image/png"))] * 6
+            assert (await client.post("/v1/tiles", files=files)).status_code == 200
+            with service.tiles.hold(1):
+                assert (await sent(client, 2)).status_code == 200
 
     run(scenario())
 
