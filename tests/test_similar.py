@@ -193,14 +193,16 @@ def peak_kib(output: Store, memory_mb: int) -> int:
 
 
 @pytest.mark.slow
-def test_memory_stays_within_its_bound_however_large_the_output(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory_mb", [128, 192])
+def test_memory_stays_within_its_bound_however_large_the_output(
+    tmp_path: Path, memory_mb: int
+) -> None:
+    """Enough for one slide, and for two at the same time."""
     vectors = np.random.default_rng(0).standard_normal((4096, 1536), np.float32)
     small, large = (Store.open(str(tmp_path / name)) for name in ("small", "large"))
     put_slide(small, "slide-0", vectors[:8])
     data = large.get(put_slide(large, "slide-0", vectors))
     for number in range(1, 40):
         large.put(LAYOUT.output(f"slide-{number}", {}), data)
-    # Enough for two slides at the same time.
-    memory_mb = 192
     assert sum(info.size_bytes for info in large.list()) > 2 * memory_mb * 2**20
     assert peak_kib(large, memory_mb) - peak_kib(small, memory_mb) < memory_mb * 2**10
