@@ -98,6 +98,8 @@ class Endings:
                 mpp_used=facts["mpp_used"],
                 mpp_achieved=facts["mpp_achieved"],
                 level=facts["level"],
+                width_px=facts["width_px"],
+                height_px=facts["height_px"],
                 version=self.report.versions["historay"],
                 warning="" if self.recipe.encoder.meaningful else MEANINGLESS,
             ),

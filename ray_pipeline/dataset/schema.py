@@ -124,6 +124,10 @@ class Footer:
     """Level that was read."""
     version: str
     """historay's version."""
+    width_px: int | None = None
+    """Width of level 0, px."""
+    height_px: int | None = None
+    """Height of level 0, px."""
     warning: str = ""
     """Set when the vectors mean nothing (made-up weights)."""
 

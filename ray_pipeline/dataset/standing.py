@@ -18,6 +18,8 @@ from ray_pipeline.store import Store
 
 READ_ATTEMPTS = 4
 """Tries of reading a file that is replaced meanwhile."""
+TOLD_FACTS = ("width_px", "height_px", "mpp_used", "mpp_achieved", "level")
+"""What a file's footer tells of its slide, of a record's facts."""
 
 
 class Pool:
@@ -93,7 +95,7 @@ class Standing:
         """`record` as one of our files tells the slide's end: done or empty, nothing failed."""
         footer = self.footer
         assert footer is not None, "only a file of ours tells anything"
-        facts = {name: getattr(footer, name) for name in ("mpp_used", "mpp_achieved", "level")}
+        facts = {name: getattr(footer, name) for name in TOLD_FACTS}
         return replace(
             record,
             status="done" if self.n_tiles else "empty",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,8 @@ from ray_pipeline.coordinates import Coordinates, in_read_order
 from ray_pipeline.errors import CoordinatesError, HistorayError, NotFoundError, SettingsError
 from ray_pipeline.exports.extra import needing
 from ray_pipeline.exports.target import file_name
-from ray_pipeline.sources import find_slides
+from ray_pipeline.slides.slide import open_slide
+from ray_pipeline.sources import SlideSource, find_slides
 from ray_pipeline.store import ObjectInfo, Store
 
 MANIFEST = "manifest.parquet"
@@ -42,7 +44,7 @@ class ImportReport:
     repeated: int = 0
     """Tiles left out that were there twice."""
     past_the_edge: int = 0
-    """Tiles left out that reach past the slide's edge, of files that tell its size."""
+    """Tiles left out that reach past the slide's edge, where its size is known."""
     manifest: str | None = None
     """URI of the manifest, where slides are named."""
     slides_without: int = 0
@@ -54,8 +56,9 @@ class ImportReport:
 def import_coords(src: str, out: str, slides: Sequence[str] = ()) -> ImportReport:
     """Make a file of coordinates of every `.h5` below `src`, and a manifest of `slides`.
 
-    A file is written only where it would differ from the one that stands. Raises SettingsError
-    where there are none, or two of one slide.
+    A named slide is opened where its file does not tell its size. A file is written only where it
+    would differ from the one that stands. Raises SettingsError where there are none, or two of
+    one slide.
     """
     with needing("import-coords"):
         import h5py  # noqa: PLC0415 (an extra)
@@ -64,9 +67,10 @@ def import_coords(src: str, out: str, slides: Sequence[str] = ()) -> ImportRepor
     if not found:
         raise SettingsError(f"src: {source.uri} holds no .h5 files of coordinates.")
     report, made = ImportReport(out=target.uri, files=len(found)), dict[str, str]()
+    sources = {source.slide_id: source for source in find_slides(slides)} if slides else {}
     for info in sorted(found, key=lambda info: info.key):
         try:
-            slide_id, coordinates = _read(h5py, source, info, report)
+            slide_id, coordinates = _read(h5py, source, info, sources, report)
         except HistorayError as error:
             failure = {"file": info.key, "kind": error.kind, "reason": str(error)}
             report.failures.append(failure)
@@ -81,12 +85,16 @@ def import_coords(src: str, out: str, slides: Sequence[str] = ()) -> ImportRepor
         made[slide_id] = target.uri_of(key)
         report.tiles += len(coordinates.xy)
     if slides:
-        _write_manifest(target, slides, made, report)
+        _write_manifest(target, list(sources.values()), made, report)
     return report
 
 
 def _read(
-    h5py: Any, source: Store, info: ObjectInfo, report: ImportReport
+    h5py: Any,
+    source: Store,
+    info: ObjectInfo,
+    slides: Mapping[str, SlideSource],
+    report: ImportReport,
 ) -> tuple[str, Coordinates]:
     uri = source.uri_of(info.key)
     file = source.open_file(
@@ -104,12 +112,12 @@ def _read(
         ) from None
     if corners.ndim != 2 or corners.shape[1] != 2 or not np.array_equal(corners, np.rint(corners)):
         raise CoordinatesError(f"{uri}: coords is {corners.shape}, not whole numbers [n, 2].")
-    xy = in_read_order(corners)
-    inside = _inside(xy, size_l0, told)
-    report.repeated += len(corners) - len(xy)
-    report.past_the_edge += int((~inside).sum())
     stem = info.key.rpartition("/")[2].rpartition(".")[0].removesuffix("_patches")
     slide_id = str(told.get("name") or stem)
+    xy = in_read_order(corners)
+    inside = _inside(xy, size_l0, _slide_px(told) or _opened_px(slides.get(slide_id)))
+    report.repeated += len(corners) - len(xy)
+    report.past_the_edge += int((~inside).sum())
     return slide_id, Coordinates(xy=xy[inside], size_l0=size_l0, source=uri)
 
 
@@ -129,20 +137,38 @@ def _size_l0(told: Mapping[str, Any]) -> float:
     raise KeyError("its attributes tell patch_level and no downsample")
 
 
+def _slide_px(told: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Width and height of level 0, px, as far as the attributes tell them."""
+    if "level0_width" in told:
+        return float(told["level0_width"]), float(told["level0_height"])
+    if "level_dim" in told and "downsample" in told:
+        width, height = np.ravel(told["level_dim"]) * np.ravel(told["downsample"])
+        return float(width), float(height)
+    return None
+
+
+def _opened_px(source: SlideSource | None) -> tuple[float, float] | None:
+    """The same of the slide itself; None where it is not named, or can't be read: `embed` tells."""
+    if source is None:
+        return None
+    try:
+        opened = open_slide(source.uri, slide_id=source.slide_id, mpp_override=source.mpp_override)
+        with closing(opened) as slide:
+            return slide.levels[0].width_px, slide.levels[0].height_px
+    except HistorayError:
+        return None
+
+
 def _inside(
-    xy: npt.NDArray[np.int32], size_l0: float, told: Mapping[str, Any]
+    xy: npt.NDArray[np.int32], size_l0: float, slide_px: tuple[float, float] | None
 ) -> npt.NDArray[np.bool_]:
-    """Which tiles lie wholly on the slide, as far as the file tells its size: bool [n].
+    """Which tiles lie wholly on the slide, where its size is known: bool [n].
 
     TRIDENT and CLAM pad at the right and the bottom edge; no tile of ours reaches past them.
     """
-    if "level0_width" in told:
-        size = np.array([float(told["level0_width"]), float(told["level0_height"])])
-    elif "level_dim" in told and "downsample" in told:
-        size = np.ravel(told["level_dim"]) * np.ravel(told["downsample"])
-    else:
+    if slide_px is None:
         return np.ones(len(xy), bool)
-    inside = (xy >= 0) & (xy + size_l0 <= size)
+    inside = (xy >= 0) & (xy + size_l0 <= np.array(slide_px))
     return inside[:, 0] & inside[:, 1]
 
 
@@ -161,9 +187,8 @@ def _put_if_other(target: Store, key: str, data: bytes) -> None:
 
 
 def _write_manifest(
-    target: Store, slides: Sequence[str], made: Mapping[str, str], report: ImportReport
+    target: Store, sources: Sequence[SlideSource], made: Mapping[str, str], report: ImportReport
 ) -> None:
-    sources = find_slides(slides)
     rows = [
         {
             "uri": source.uri,

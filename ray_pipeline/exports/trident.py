@@ -47,6 +47,9 @@ class H5Writer:
         named = {"name": slide.slide_id, "savetodir": self._folder}
         level0, target = magnifications(slide.mpp_l0, slide.mpp)
         xy = slide.table(["x", "y"])
+        # A file of ours that was written before footers told it has no size.
+        width, height = slide.footer.width_px, slide.footer.height_px
+        size = {"level0_width": width, "level0_height": height} if width and height else {}
         with self._h5py.File(path, "w") as file:
             features = file.create_dataset("features", (slide.n_tiles, slide.dim), np.float32)
             start = 0
@@ -63,6 +66,7 @@ class H5Writer:
                     "level0_magnification": level0,
                     "target_magnification": target,
                     "overlap": slide.tile_px - slide.stride_px,
+                    **size,
                     **named,
                 }
             )

@@ -29,9 +29,14 @@ def commit(
     recipe_fp: str = RECIPE_FP,
     mpp: tuple[float, float] = (0.25, 0.5),
     stride_px: int = 224,
+    size_px: tuple[int, int] | None = (90_000, 60_000),
     replace_etag: str | None = None,
 ) -> CommitJob:
-    """Commit `n_tiles` seeded tiles; `mpp` is that of level 0 and that of the tiles."""
+    """Commit `n_tiles` seeded tiles; `mpp` is that of level 0 and that of the tiles.
+
+    Without `size_px` it is a file of the time before footers told it.
+    """
+    size = dict(zip(("width_px", "height_px"), size_px or (None, None), strict=True))
     job = staged_slide(
         slide_id, store=store, n_tiles=n_tiles, dim=DIM, seed=seed, recipe_fp=recipe_fp
     )
@@ -40,7 +45,7 @@ def commit(
         "encoder": {"model": "toy"},
         "tiling": {"tile_px": 224, "stride_px": stride_px, "mpp": 0.5},
     }
-    footer = replace(job.footer, recipe=recipe, mpp_used=mpp[0], mpp_achieved=mpp[1])
+    footer = replace(job.footer, recipe=recipe, mpp_used=mpp[0], mpp_achieved=mpp[1], **size)
     job = replace(job, footer=footer, replace_etag=replace_etag)
     commit_slide(job)
     return job

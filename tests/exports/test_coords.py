@@ -18,6 +18,7 @@ from ray_pipeline.exports.coords import import_coords
 from ray_pipeline.exports.run import export_slides
 from ray_pipeline.sources import find_slides
 from ray_pipeline.store import Store
+from ray_pipeline.synthetic import write_slide
 from tests.commands import historay
 from tests.exports.conftest import columns, commit
 from tests.servers.s3 import S3Server
@@ -79,6 +80,17 @@ def test_what_is_repeated_or_past_the_edge_is_left_out_and_counted(tmp_path: Pat
     write(tmp_path / "in" / "b.h5", GRID, clam)
     report = import_coords(str(tmp_path / "in"), str(tmp_path / "c"))
     assert (report.repeated, report.past_the_edge, report.tiles) == (2, 3 + 2, 3 + 4)
+
+
+def test_a_named_slide_tells_its_size_where_the_file_does_not(tmp_path: Path) -> None:
+    write_slide(tmp_path / "a.svs", width_px=1344, height_px=1024, seed=1)
+    (tmp_path / "b.svs").write_text("no slide")
+    for name in ("a", "b"):
+        write(tmp_path / "in" / f"{name}.h5", GRID, {**TRIDENT, "name": name})
+    slides = [str(tmp_path / f"{name}.svs") for name in ("a", "b")]
+    report = import_coords(str(tmp_path / "in"), str(tmp_path / "c"), slides)
+    # Of the second, which can't be opened, embedding tells more.
+    assert (report.past_the_edge, report.tiles, report.failures) == (3, 3 + 6, [])
 
 
 def test_files_of_something_else_are_named(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_tridents_slide_encoders_get_what_they_ask_for(output: Store, folder: Pa
     assert attributes["patch_size_level0"] == 448
     assert (attributes["level0_magnification"], attributes["target_magnification"]) == (40, 20)
     assert attributes["overlap"] == 0
+    assert (attributes["level0_width"], attributes["level0_height"]) == (90_000, 60_000)
     assert attributes["name"] == "b c"
     assert attributes["savetodir"] == str(folder / "h5_files")
     with h5py.File(folder / "h5_files" / "b c.h5", "r") as file:
@@ -108,6 +109,14 @@ def test_overlapping_and_resampled_tiles(tmp_path: Path) -> None:
     # What TRIDENT's patcher makes of it.
     ratio = attributes["level0_magnification"] / attributes["target_magnification"]
     assert round(attributes["patch_size"] * ratio) == 373
+
+
+def test_a_file_from_before_footers_told_the_slides_size(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "out"))
+    commit(store, "a", 20, size_px=None)
+    export_slides(store, str(tmp_path / "h5"), "h5")
+    attributes = trident_batch(tmp_path / "h5" / "a.h5")["attributes"]
+    assert not {"level0_width", "level0_height"} & set(attributes)
 
 
 def test_a_slide_without_tiles_is_an_empty_bag(tmp_path: Path) -> None:
