@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_pipeline.dataset.filesystem import StoreFileSystem
+from ray_pipeline.dataset.layout import partitions_of_output
 from ray_pipeline.dataset.recipes import StandingRecipe, find_recipe
 from ray_pipeline.dataset.sampling import draw, read_rows
 from ray_pipeline.dataset.schema import embeddings_schema
@@ -110,13 +111,24 @@ class EmbeddingDataset:
         return con
 
     def to_ray(self) -> ray.data.Dataset:
-        """All tiles as a Ray dataset of the files' columns; joins the cluster if none is joined."""
+        """All tiles as a Ray dataset: the files' columns, as text the partition columns.
+
+        Joins the cluster if none is joined.
+        """
         import ray.data  # noqa: PLC0415 (takes seconds)
 
         if not self.listed:
             return ray.data.from_arrow(self._schema.empty_table())
         paths = [self._path(file) for file in self.listed]
-        return ray.data.read_parquet(paths, filesystem=self._filesystem(), partitioning=None)
+        names, system = self.recipe.partition_by, self._filesystem()
+        rows = ray.data.read_parquet(
+            paths, filesystem=system, partitioning=None, include_paths=bool(names)
+        )
+        if not names:
+            return rows
+        return rows.map_batches(
+            partial(_with_partitions, names=names), batch_size=None, batch_format="pyarrow"
+        )
 
     def sample(self, n: int, *, by: str | None = None, seed: int = 0) -> pa.Table:
         """`n` tiles drawn at random, each with the same chance; all where there are fewer.
@@ -199,6 +211,19 @@ class EmbeddingDataset:
     def _path(self, file: SlideFile) -> str:
         local = self.output.scheme == "file"
         return self.output.uri_of(file.info.key) if local else file.info.key
+
+
+def _with_partitions(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """`names` in place of the column `path`, which tells them; made anew in Ray's workers."""
+    paths = table["path"].combine_chunks().dictionary_encode()
+    if isinstance(paths, pa.ChunkedArray):
+        paths = paths.chunk(0)
+    told = [partitions_of_output(path, names) for path in paths.dictionary.to_pylist()]
+    table = table.drop_columns(["path"])
+    for name in names:
+        values = pa.array([values[name] for values in told], pa.string())
+        table = table.append_column(name, values.take(paths.indices))
+    return table
 
 
 def _guarantee(file: SlideFile) -> pc.Expression:

@@ -28,6 +28,7 @@ PUTS_AT_ONCE = 4
 
 Attributes = Mapping[str, Mapping[str, Any]]
 """slide_id -> the manifest's further columns."""
+Vectors = npt.NDArray[np.float32]
 
 
 def make_output(
@@ -38,8 +39,12 @@ def make_output(
     recipe_fp: str = RECIPE_FP,
     partition_by: Sequence[str] = (),
     attributes: Attributes | None = None,
+    vectors: Mapping[str, Vectors] | None = None,
 ) -> Store:
-    """Commit slides (slide_id -> number of tiles) and bring the slides table up to date."""
+    """Commit slides (slide_id -> number of tiles) and bring the slides table up to date.
+
+    `vectors` are those of each slide, float32 [n, dim], where the seeded ones of `truth` won't do.
+    """
     output, layout = Store.open(uri), Layout(recipe_fp)
     claim_recipe(output, layout, recipe_of(dim), partition_by)
 
@@ -53,6 +58,7 @@ def make_output(
             recipe_fp=recipe_fp,
             partitions={name: said.get(name) for name in partition_by},
             attributes=said,
+            vectors=(vectors or {}).get(slide_id),
         )
 
     with ThreadPoolExecutor(PUTS_AT_ONCE) as pool:
@@ -75,11 +81,13 @@ def add_slide(
     recipe_fp: str = RECIPE_FP,
     partitions: Mapping[str, Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
+    vectors: Vectors | None = None,
 ) -> None:
     """Put a slide's file and record, as its commit does."""
     layout = Layout(recipe_fp)
     key = layout.output(slide_id, partitions or {})
-    output.put(key, slide_bytes(slide_id, n_tiles, dim=dim, recipe_fp=recipe_fp))
+    data = slide_bytes(slide_id, n_tiles, dim=dim, recipe_fp=recipe_fp, vectors=vectors)
+    output.put(key, data)
     record = SlideRecord(
         slide_id=slide_id,
         uri=f"s3://slides/{slide_id}.svs",
@@ -110,22 +118,30 @@ def footer_of(slide_id: str, dim: int, recipe_fp: str = RECIPE_FP) -> Footer:
 
 
 def slide_bytes(
-    slide_id: str, n_tiles: int, *, dim: int = DIM, recipe_fp: str = RECIPE_FP
+    slide_id: str,
+    n_tiles: int,
+    *,
+    dim: int = DIM,
+    recipe_fp: str = RECIPE_FP,
+    vectors: Vectors | None = None,
 ) -> bytes:
     """A slide's file."""
     footer = footer_of(slide_id, dim, recipe_fp)
     schema = embeddings_schema(dim).with_metadata(footer.to_metadata())
     sink = io.BytesIO()
     with embeddings_writer(sink, schema) as writer:
-        table = slide_table(slide_id, n_tiles, dim=dim).cast(schema)
+        table = slide_table(slide_id, n_tiles, dim=dim, vectors=vectors).cast(schema)
         for start in range(0, n_tiles, ROW_GROUP_TILES):
             writer.write_table(table.slice(start, ROW_GROUP_TILES).combine_chunks())
     return sink.getvalue()
 
 
-def slide_table(slide_id: str, n_tiles: int, *, dim: int = DIM) -> pa.Table:
+def slide_table(
+    slide_id: str, n_tiles: int, *, dim: int = DIM, vectors: Vectors | None = None
+) -> pa.Table:
     """The rows of a slide's file."""
-    coordinates, vectors = truth(slide_id, n_tiles, dim=dim)
+    coordinates, seeded = truth(slide_id, n_tiles, dim=dim)
+    vectors = seeded if vectors is None else vectors
     ids = pa.DictionaryArray.from_arrays(
         pa.array(np.zeros(n_tiles, np.int32)), pa.array([slide_id])
     )

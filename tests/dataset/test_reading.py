@@ -332,3 +332,14 @@ def test_ray_reads_from_s3(ray_cluster: None, s3: S3Server) -> None:
     rows = open_dataset(output.uri).to_ray().filter(expr=col("slide_id") == "007").take_all()
     assert [row["tile"] for row in rows] == list(range(5))
     np.testing.assert_array_equal([row["embedding"] for row in rows], truth("007", 5)[1])
+
+
+@pytest.mark.ray
+def test_ray_has_the_partition_columns(ray_cluster: None, tmp_path: Path) -> None:
+    del ray_cluster
+    uri = str(tmp_path / "out")
+    make_output(uri, SLIDES, partition_by=["site"], attributes=SITES)
+    found = open_dataset(uri).to_ray()
+    assert found.columns() == open_dataset(uri).to_arrow().schema.names
+    rows = {(row["slide_id"], row["site"]) for row in found.take_all()}
+    assert rows == {(slide, said.get("site")) for slide, said in SITES.items() if SLIDES[slide]}
