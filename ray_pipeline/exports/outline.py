@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -13,8 +14,8 @@ Point = tuple[int, int]
 Ring = list[Point]
 """A closed ring of corners (x, y): the last is the first again."""
 
-MOST_CELLS = 64_000_000
-"""Of the grid that the squares' edges make, one byte each."""
+MOST_CELLS = 16_000_000
+"""Of the grid that the squares' edges make, nine bytes each: 144 MB."""
 
 _RIGHT, _DOWN, _LEFT, _UP = range(4)
 _STEPS: tuple[Point, ...] = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -24,15 +25,20 @@ def outline(xy: npt.NDArray[np.integer], side: int) -> list[list[Ring]]:
     """Around the union of squares whose left top corners are `xy` int [n, 2].
 
     One polygon per piece, pieces that meet at a corner only being two: its outer ring, then its
-    holes. Exact; no polygons where the squares' edges make a grid of more than MOST_CELLS.
+    holes. Exact, unless the squares' edges make a grid of more than MOST_CELLS, as those of many
+    tiles do that lie on no grid themselves: then each square is grown to whole cells of a coarser
+    grid of as many.
     """
     if not len(xy):
         return []
-    xs, ys = (np.unique(np.concatenate((xy[:, i], xy[:, i] + side))) for i in (0, 1))
-    if (len(xs) - 1) * (len(ys) - 1) > MOST_CELLS:
-        return []
-    left, right = (np.searchsorted(xs, xy[:, 0] + d) for d in (0, side))
-    top, bottom = (np.searchsorted(ys, xy[:, 1] + d) for d in (0, side))
+    first, last = xy.astype(np.int64), xy.astype(np.int64) + side
+    xs, ys = _edges(first, last)
+    if len(xs) * len(ys) > MOST_CELLS:
+        step = math.ceil(math.sqrt(np.prod((np.ptp(xs), np.ptp(ys)), dtype=float) / MOST_CELLS))
+        first, last = first // step * step, -(-last // step) * step
+        xs, ys = _edges(first, last)
+    left, right = (np.searchsorted(xs, corners[:, 0]) for corners in (first, last))
+    top, bottom = (np.searchsorted(ys, corners[:, 1]) for corners in (first, last))
     # Corners of the squares, summed twice, count the squares over each cell.
     counts = np.zeros((len(ys), len(xs)), np.int32)
     for rows, columns, sign in (
@@ -40,7 +46,9 @@ def outline(xy: npt.NDArray[np.integer], side: int) -> list[list[Ring]]:
         *((top, right, -1), (bottom, left, -1)),
     ):
         np.add.at(counts, (rows, columns), sign)
-    covered = counts.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+    for axis in (0, 1):
+        np.cumsum(counts, axis=axis, out=counts)
+    covered = counts[:-1, :-1] > 0
     labels, _ = ndimage.label(covered)
     polygons = []
     for number, where in enumerate(ndimage.find_objects(labels), start=1):
@@ -52,6 +60,14 @@ def outline(xy: npt.NDArray[np.integer], side: int) -> list[list[Ring]]:
         rings.sort(key=lambda ring: -abs(_doubled_area(ring)))
         polygons.append(rings)
     return polygons
+
+
+def _edges(
+    first: npt.NDArray[np.int64], last: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All x and all y of the squares' corners, each once, in order."""
+    xs, ys = (np.unique(np.concatenate((first[:, i], last[:, i]))) for i in (0, 1))
+    return xs, ys
 
 
 def _rings(cells: npt.NDArray[np.bool_]) -> Iterator[Ring]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -83,7 +84,43 @@ def test_no_squares_have_no_outline() -> None:
     assert outline(np.empty((0, 2), np.int64), 10) == []
 
 
-def test_a_grid_past_the_bound_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_CELLS", 8)
-    assert outline(np.array([(0, 0), (3, 4), (7, 9)]), 2) == []
-    assert len(outline(np.array([(0, 0)]), 2)) == 1
+@given(places, st.integers(1, 4), st.integers(9, 200))
+def test_past_the_bound_every_square_is_grown_to_whole_cells(
+    corners: list[tuple[int, int]], side: int, most: int
+) -> None:
+    xy = np.array(corners)
+    with pytest.MonkeyPatch.context() as bound:
+        bound.setattr(module, "MOST_CELLS", most)
+        polygons = outline(xy, side)
+    cells = drawn(xy, side)
+    total = np.zeros((ROOM, ROOM), bool)
+    for shell, *holes in polygons:
+        piece = inside(shell)
+        for hole in holes:
+            piece &= ~inside(hole)
+        total |= piece
+    assert (cells <= total).all(), "nothing that is covered is lost"
+    if len({x for x, _ in corners}) * len({y for _, y in corners}) * 4 <= most:
+        assert np.array_equal(total, cells)
+
+
+def test_tiles_on_no_grid_keep_an_outline_in_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MOST_CELLS", 1_000_000)
+    room, side, n = 100_000, 448, 20_000
+    xy = np.random.default_rng(0).integers(0, room, (n, 2))
+    tracemalloc.start()
+    polygons = outline(xy, side)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * module.MOST_CELLS  # nine bytes a cell, and the rings
+    shells = sum(abs(area(shell)) for shell, *_ in polygons)
+    holes = sum(abs(area(hole)) for _, *holes in polygons for hole in holes)
+    # Of squares thrown at random, grown by a cell of 101 px: 1 - exp(-n side^2 / area).
+    share = 1 - np.exp(-n * (side + 101) ** 2 / room**2)
+    assert (shells - holes) / room**2 == pytest.approx(share, rel=0.05)
+
+
+def area(ring: Ring) -> float:
+    return sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(ring)) / 2
