@@ -26,8 +26,8 @@ End = tuple[Committed, int | HistorayError]
 """A slide, and its rows or why it is not exported."""
 
 FILES_AT_ONCE = 2
-"""Slides written concurrently, one read while the other is put. A slide of 50,000 tiles and
-1,536 numbers held some 470 MB as HDF5, 390 MB as Lance."""
+"""Slides written concurrently, one read while the other is put: of each some row groups are in
+memory, 0.5 GB in all, however long the slides are (`tests/dataset/test_memory.py`)."""
 
 
 class FileWriter(Protocol):

@@ -69,7 +69,11 @@ def make_output(
 
 def recipe_of(dim: int) -> dict[str, Any]:
     """What readers look for in a recipe."""
-    return {"format": 1, "encoder": {"model": "toy", "dim": dim, "meaningful": False}}
+    return {
+        "format": 1,
+        "encoder": {"model": "toy", "dim": dim, "meaningful": False},
+        "tiling": {"tile_px": 224, "stride_px": 224, "mpp": 0.5},
+    }
 
 
 def add_slide(
