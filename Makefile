@@ -43,7 +43,7 @@ format: $(INSTALLED)  ## put the code in order
 	$(BIN)/ruff format .
 
 lock: $(INSTALLED)  ## write constraints.txt anew (versions already there are kept; delete a line to move it)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --quiet \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra release --quiet \
 	    --no-header --no-annotate --output-file constraints.txt
 
 check-infra: $(INSTALLED)  ## what is wrong with manifests, and what is left to edit (FILES="infra/vm/aws.yaml ...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from ray_pipeline.cluster import connect, own_error
+from ray_pipeline.doctor import SLOW_TO_IMPORT
 from ray_pipeline.errors import ClusterError, WeightsError
 from tests.commands import historay
 
 OUT_OF_MEMORY = OutOfMemoryError("Killed.\nSee `ray logs`.\n")  # type: ignore[no-untyped-call]
+
+
+def test_nothing_here_makes_every_process_of_ray_start_late() -> None:
+    """Two seconds each were most of what a small job, and this suite, took."""
+    assert find_spec(SLOW_TO_IMPORT) is None, "install what brings it in an environment of its own"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -116,11 +117,15 @@ def may_only_list(server: S3Server) -> S3Server:
     return replace(server, access_key=key["AccessKeyId"], secret_key=key["SecretAccessKey"])
 
 
-def test_doctor_tells_who_may_list_but_not_read(tmp_path: Path) -> None:
+def test_doctor_tells_who_may_list_but_not_read_and_what_makes_ray_slow(tmp_path: Path) -> None:
     moto = MotoServer(tmp_path / "moto.log", check_keys=True)
     server = moto.start()
+    slow = tmp_path / "rfc3987_syntax"
+    slow.mkdir()
+    (slow / "__init__.py").write_text("is_valid_syntax = None")
     try:
         env = {**may_only_list(server).env, "RAY_ADDRESS": "none"}  # of Ray nothing is wanted
+        env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         outcome = historay("doctor", "--slides", "s3://lab/", "--model", "toy", "--json", env=env)
     finally:
         moto.stop()
@@ -128,6 +133,7 @@ def test_doctor_tells_who_may_list_but_not_read(tmp_path: Path) -> None:
     findings = {item["what"]: item for item in outcome.json["findings"]}
     assert not findings["slides"]["ok"]
     assert "s3:GetObject on s3://lab/a.svs is refused" in findings["slides"]["sentence"]
+    assert "two seconds later" in findings["start"]["sentence"]
 
 
 @pytest.mark.ray
