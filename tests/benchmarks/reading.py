@@ -2,17 +2,19 @@
 
     python -m tests.benchmarks.reading [--quick] [--out FILE]
 
-An output of 10,000 slides and 10 million tiles of few numbers is asked by `historay query`, and one
-slide of it is looked up, from the disk and from a store 30 ms away; beside it lies the same as one
-big Parquet file, ordered by slide. Slides of vectors of real length are read beside HDF5 files of
-one slide each, as CLAM and TRIDENT write them: float32, a chunk for each row, and in one piece.
-What is compared is measured in turns, and medians are taken.
+An output of 10,000 slides and 10 million tiles of few numbers is asked by `historay query` and by
+`historay similar`, whose memory is looked at beside a numpy pass over the same vectors in memory,
+and one slide of it is looked up, from the disk and from a store 30 ms away; beside it lies the same
+as one big Parquet file, ordered by slide. Slides of vectors of real length are read beside HDF5
+files of one slide each, as CLAM and TRIDENT write them: float32, a chunk for each row, and in one
+piece. What is compared is measured in turns, and medians are taken.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import statistics
 import subprocess
@@ -40,10 +42,28 @@ from tests.servers.ranges import RangeServer
 SQL = "select slide_id, count(*) as tiles from tiles group by slide_id"
 LATENCY_MS, MB_PER_S = 30.0, 80.0
 """Of every request, and of every connection: a store in the same region."""
+SIMILAR_MB = 512
+"""What `historay similar` may hold of vectors: its default."""
+SIMILAR = """
+import json, sys, time
+from ray_pipeline.cli import app
+def told(name):
+    return int(open("/proc/self/status").read().partition(name)[2].split()[0]) / 1024
+def search(output):
+    asked = ["similar", output, "--slide", sys.argv[3], "--tile", "0", "--memory-mb", sys.argv[4]]
+    app([*asked, "--csv"], standalone_mode=False)
+search(sys.argv[1])  # imports, pools
+open("/proc/self/clear_refs", "w").write("5")  # Linux's mark of the most memory starts anew
+before, started = told("VmRSS:"), time.perf_counter()
+search(sys.argv[2])
+seconds = time.perf_counter() - started
+print(json.dumps({"seconds": seconds, "peak_mb": told("VmHWM:") - before}))
+"""
 LOOKED_UP = 9
 """Slides of which each figure is the median."""
 WANTED = {
     "query_s": "<= 5",
+    "similar_mb_over_allowed": "<= 1",
     "bag_of_many_ms": "<= 100",
     "bag_requests": "<= 2",
     "bag_bytes_over_h5": "<= 0.5",
@@ -81,6 +101,7 @@ def main() -> None:
         "reading",
         ratios={
             "query_s": of_many["query_s"],
+            "similar_mb_over_allowed": of_many["similar"]["peak_mb"] / SIMILAR_MB,
             "bag_of_many_ms": of_many["disk"]["ours"]["seconds"] * 1e3,
             "bag_requests": ours["requests"],
             "bag_time_over_one_parquet_from_store": ours["seconds"] / big["seconds"],
@@ -125,9 +146,29 @@ class Bench:
             "slides": len(slides),
             "tiles": sum(slides.values()),
             "query_s": statistics.median(_query_s(bucket / "out", len(slides)) for _ in range(3)),
+            "similar": self._similar(bucket / "out", slides),
             "query_from_store_s": self._served(lambda _: _query_s("s3://many/out", len(slides))),
             **self._compared("many", slides, 8, readers),
         }
+
+    def _similar(self, output: Path, slides: dict[str, int]) -> dict[str, float]:
+        """Seconds, GB/s of float32 vectors and memory of the exact search, and numpy's GB/s."""
+        slide_id = next(iter(slides))
+        small = self._folder / "small"
+        make_output(str(small), {slide_id: slides[slide_id]})
+        asked = [str(small), str(output), slide_id, str(SIMILAR_MB)]
+        done = subprocess.run(
+            [sys.executable, "-c", SIMILAR, *asked], capture_output=True, text=True, check=True
+        )
+        told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        dataset = open_dataset(str(output))
+        vectors = np.concatenate([dataset.slide(one)[1] for one in slides])
+        started = time.perf_counter()
+        cosines = vectors @ vectors[0] / np.sqrt(np.vecdot(vectors, vectors))
+        np.argpartition(cosines, -20)[-20:]
+        numpy_s = time.perf_counter() - started
+        gb = vectors.nbytes / 1e9
+        return {**told, "gb_per_s": gb / told["seconds"], "numpy_gb_per_s": gb / numpy_s}
 
     def long(self, slides: dict[str, int], dim: int) -> dict[str, Any]:
         """Bags of vectors of real length."""
