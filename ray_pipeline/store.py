@@ -167,7 +167,8 @@ class Store:
             yield from cast(Sequence[dict[str, Any]], chunk)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
-        """Names of the folders right below `prefix`, sorted."""
+        """Names of the folders right below `prefix`, sorted. Raises SettingsError on the web."""
+        self._not_on_the_web(prefix, "can't be listed: an output must lie in a folder or a bucket.")
         found = self._call(
             prefix, "list", lambda b, p: obstore.list_with_delimiter(b, prefix=p or None)
         )
