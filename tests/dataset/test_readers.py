@@ -21,10 +21,14 @@ SLIDES = {"007": 5, "Präparat 3 μ": 4500, "a=b/c?": 300}
 """Of three sizes, one of them more than a row group."""
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+SITES = {"007": "A=B c", "Präparat 3 μ": None, "a=b/c?": "Zürich"}
+
+
+@pytest.fixture(scope="module", params=[(), ("site",)], ids=["plain", "by site"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readers")
-    make_output(str(folder / "out"), SLIDES)
+    attributes = {slide_id: {"site": site} for slide_id, site in SITES.items()}
+    make_output(str(folder / "out"), SLIDES, partition_by=request.param, attributes=attributes)
     return folder
 
 
