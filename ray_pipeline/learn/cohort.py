@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,8 @@ class Cohort:
     """Names of the classes, sorted."""
     targets: npt.NDArray[np.int64]
     """Index of each slide's class, int64 [slides]."""
+    by: Literal["patient", "slide"] = "patient"
+    """What is never in two folds: `slide` where nobody told whose slides they are."""
 
     @classmethod
     def of(cls, labels: Mapping[str, Label], patients: Mapping[str, str] | None = None) -> Cohort:
@@ -57,6 +59,7 @@ class Cohort:
             patients=tuple(slide if patients is None else patients[slide] for slide in slides),
             classes=classes,
             targets=targets,
+            by="slide" if patients is None else "patient",
         )
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,8 +38,10 @@ class Report:
 
     classes: tuple[str, ...]
     """The classes; of two, the AUC is that of the second, which is the same."""
+    by: Literal["patient", "slide"]
+    """What is never in two folds, and what intervals are over."""
     n_patients: int
-    """Patients."""
+    """Patients; slides where nobody told whose they are."""
     n_slides: int
     """Slides."""
     folds: int
@@ -109,6 +111,7 @@ def cross_validated(
     )
     return Report(
         classes=cohort.classes,
+        by=cohort.by,
         n_patients=len(set(cohort.patients)),
         n_slides=len(cohort.slides),
         folds=folds,

@@ -102,6 +102,7 @@ def test_the_report_is_json_and_the_same_for_the_same_seed() -> None:
     assert told["scores"]["auc"].keys() == {"value", "low", "high"}
     assert told["training"]["most_epochs"] == 2
     assert (told["n_slides"], told["n_patients"], len(told["best_epochs"])) == (8, 8, 3)
+    assert told["by"] == "slide"
     for slide in told["slides"]:
         assert slide["probabilities"].keys() == {"normal", "tumour"}
         assert sum(slide["probabilities"].values()) == pytest.approx(1)

@@ -58,6 +58,7 @@ def test_abmil_learns_from_the_bags_of_an_output(
 
     learnt = Store.open(f"{dataset.output.uri}/learnt")
     report = cross_validated(cohort, bags, folds=4, training=QUICK, attention_to=learnt)
+    assert report.by == "patient"
     assert report.scores.auc.value >= 0.9
     found = []
     for slide, tiles in planted.planted.items():
