@@ -154,6 +154,8 @@ class Endings:
         Such a record was right once: its source has since been put back, or another driver finished
         the slide, or replaced its file, while this one was written down. Whether there were any.
         """
+        if not self.work.finished:
+            return False
         inputs = ((source.slide_id, source.input_fp) for source in self.work.finished)
         told = told_otherwise(self.output, self.layout, inputs)
         lying = [source for source in self.work.finished if source.slide_id in told]

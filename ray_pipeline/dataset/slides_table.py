@@ -2,7 +2,8 @@
 
 Compaction is incremental: one LIST of the records tells their versions, and only records whose
 version differs from the `record_etag` in the standing table are fetched. What it keeps in memory
-are ids and versions, as Arrow columns; rows stream from file to file.
+are 64 bits of each id and version, so that in a million slides one run in ten million might take a
+record for current that is not; rows stream from file to file.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import LONG_LIST, Layout, cuts, original_name
@@ -33,6 +35,7 @@ UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError)
 
 T = TypeVar("T")
 Say = Callable[[str], None]
+Hashes = npt.NDArray[np.int64]
 
 
 def compact(output: Store, layout: Layout, say: Say) -> int:
@@ -57,27 +60,25 @@ def told_otherwise(output: Store, layout: Layout, inputs: Iterable[tuple[str, st
 
     That is a failure, another input, or nothing at all. No record is looked at.
     """
-    asked = _columns(inputs, ("slide_id", "input_fp"))
 
-    def told() -> set[str]:
+    def told() -> Hashes | None:
         standing = _standing(output, layout)
-        if standing is None or not asked.num_rows:
-            return set()
-        rows = standing.read(columns=["slide_id", "input_fp", "error_kind"])
-        rows = rows.filter(pc.is_null(rows["error_kind"]))
-        told_so = pc.is_in(_pairs(asked, "input_fp"), _pairs(rows, "input_fp"))
-        return set(asked["slide_id"].filter(pc.invert(told_so)).to_pylist())
+        if standing is None:
+            return None
+        rows = _told(standing, "input_fp", "error_kind")
+        return np.sort(_hashes((slide_id, fp) for slide_id, fp, kind in rows if kind is None))
 
-    return _settled(told)
+    told_so, inputs, others = _settled(told), iter(inputs), set[str]()
+    while told_so is not None and (rows := list(islice(inputs, CHUNK_RECORDS))):
+        others.update(slide_id for slide_id, _ in compress(rows, ~_among(_hashes(rows), told_so)))
+    return others
 
 
 def _compact(output: Store, layout: Layout, say: Say) -> int:
     standing = _standing(output, layout)
-    known = _versions(standing)
-    listed = _listed(output, layout, known)
-    if _is_whole(standing) and known.sort_by("slide_id").equals(listed):
-        return int(known.num_rows)
-    current, stale = _compared(known, listed)
+    current, stale = _compared(output, layout, standing)
+    if _is_whole(standing) and not stale.num_rows and current.true_count == len(current):
+        return len(current)
     with tempfile.TemporaryDirectory() as folder:
         fresh = []
         for start in range(0, stale.num_rows, CHUNK_RECORDS):
@@ -96,8 +97,7 @@ def _compact(output: Store, layout: Layout, say: Say) -> int:
 
 def _read(output: Store, layout: Layout) -> pa.Table:
     standing = _standing(output, layout)
-    known = _versions(standing)
-    current, stale = _compared(known, _listed(output, layout, known))
+    current, stale = _compared(output, layout, standing)
     if standing is None:
         kept = SLIDE_COLUMNS.empty_table().drop_columns(list(SLIDE_VECTORS))
     else:
@@ -121,13 +121,50 @@ def _settled(action: Callable[[], T]) -> T:
     return action()
 
 
-def _listed(output: Store, layout: Layout, known: pa.Table) -> pa.Table:
-    """Ids and versions of the records that are there, by id; `known` are those of the table."""
-    ids = known["slide_id"].sort()
-    few = ids[:: max(1, len(ids) // LONG_LIST)].to_pylist()  # enough of them to cut by
-    infos = output.list(layout.records, cuts=cuts(layout.records, few))
-    rows = ((_slide_of(info.key), info.etag) for info in infos)
-    return _columns(rows, ("slide_id", "record_etag")).sort_by("slide_id")
+def _compared(
+    output: Store, layout: Layout, standing: pq.ParquetFile | None
+) -> tuple[pa.BooleanArray, pa.Table]:
+    """Which of the table's rows still hold; ids and versions of the records to fetch, by id."""
+    every = max(1, standing.metadata.num_rows // LONG_LIST) if standing is not None else 1
+    few: list[str] = []  # ids enough to cut the listing by
+    listed: list[Hashes] = [np.empty(0, np.int64)]
+
+    def told() -> Iterator[tuple[str, str]]:
+        for place, row in enumerate(_told(standing, "record_etag")):
+            if place % every == 0:
+                few.append(row[0])
+            yield row
+
+    known = _hashes(told())
+    ordered = np.sort(known)
+
+    def stale() -> Iterator[tuple[str, str]]:
+        infos = output.list(layout.records, cuts=cuts(layout.records, sorted(few)))
+        while rows := [(_slide_of(info.key), info.etag) for info in islice(infos, CHUNK_RECORDS)]:
+            listed.append(_hashes(rows))
+            yield from compress(rows, ~_among(listed[-1], ordered))
+
+    fresh = _columns(stale(), ("slide_id", "record_etag")).sort_by("slide_id")
+    return pa.array(_among(known, np.sort(np.concatenate(listed)))), fresh
+
+
+def _told(standing: pq.ParquetFile | None, *further: str) -> Iterator[Any]:
+    """The slide_id and `further` columns of the table's rows, in their order."""
+    if standing is None:
+        return
+    columns = ["slide_id", *further]
+    for batch in standing.iter_batches(CHUNK_RECORDS, columns=columns):
+        yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
+
+
+def _hashes(rows: Iterable[tuple[Any, ...]]) -> Hashes:
+    # Python's own, which differ from process to process: they are kept nowhere.
+    return np.fromiter(map(hash, rows), np.int64)
+
+
+def _among(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
+    """Which of `hashes` are among the sorted `known`."""
+    return np.searchsorted(known, hashes, "right") > np.searchsorted(known, hashes, "left")
 
 
 def _slide_of(key: str) -> str:
@@ -161,25 +198,6 @@ def _is_whole(standing: pq.ParquetFile | None) -> bool:
 
 def _is_flat(field: pa.Field) -> bool:
     return field.name not in SLIDE_COLUMNS.names and not pa.types.is_nested(field.type)
-
-
-def _versions(standing: pq.ParquetFile | None) -> pa.Table:
-    """Ids of the table's rows, in their order, and the versions of the records they tell of."""
-    if standing is None:
-        return SLIDE_COLUMNS.empty_table().select(["slide_id", "record_etag"])
-    return standing.read(columns=["slide_id", "record_etag"])
-
-
-def _compared(known: pa.Table, listed: pa.Table) -> tuple[pa.ChunkedArray, pa.Table]:
-    """Which of the table's rows still hold, and the records that must be fetched."""
-    ours, theirs = _pairs(known, "record_etag"), _pairs(listed, "record_etag")
-    stale = listed.filter(pc.invert(pc.is_in(theirs, ours)))
-    return pc.is_in(ours, theirs), stale
-
-
-def _pairs(rows: pa.Table, version: str) -> pa.ChunkedArray:
-    # No version holds a line's end.
-    return pc.binary_join_element_wise(rows[version], rows["slide_id"], "\n")
 
 
 def _fetched(output: Store, layout: Layout, stale: pa.Table, say: Say | None = None) -> pa.Table:
@@ -226,7 +244,7 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _rows_of(
-    standing: pq.ParquetFile | None, current: pa.ChunkedArray, fresh: Iterable[pq.ParquetFile]
+    standing: pq.ParquetFile | None, current: pa.BooleanArray, fresh: Iterable[pq.ParquetFile]
 ) -> Iterator[pa.Table]:
     start = 0
     if standing is not None:

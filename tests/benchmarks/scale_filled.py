@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.schema import SLIDE_COLUMNS
+from ray_pipeline.dataset.slides_table import CHUNK_RECORDS
 from ray_pipeline.recipe import input_fingerprint
 from ray_pipeline.slides.slide import slide_id_of
 from ray_pipeline.store import Store
@@ -57,7 +58,7 @@ def fill_finished(
         tables.append(_rows(ids, inputs, [etag_of_filled(key) for key in records]))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slides.parquet"
-        pq.write_table(pa.concat_tables(tables), path)
+        pq.write_table(pa.concat_tables(tables), path, row_group_size=CHUNK_RECORDS)
         Store.open(OUTPUT).put(layout.slides_table, path.read_bytes())
 
 
