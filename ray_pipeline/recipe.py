@@ -27,10 +27,13 @@ FORMAT_VERSION = 1
 SHARD_TILES = 256
 """Tiles of one shard: the unit of reading, retry, staging and resume."""
 
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+"""Made once: making it is a quarter of what a fingerprint costs."""
+
 
 def canonical_json(value: Any) -> str:
     """The one spelling of `value` as JSON: sorted keys, no spaces, non-ASCII kept."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return CANONICAL.encode(value)
 
 
 def fingerprint_of(value: Any) -> str:

@@ -25,7 +25,7 @@ LONGEST_NAME_BYTES = 200
 def folder_name(value: str) -> str:
     """`value` percent-encoded so that it is one path segment and never `.` or `..`."""
     encoded = quote(value, safe="")
-    return encoded.replace(".", "%2E") if set(encoded) == {"."} else encoded
+    return encoded if encoded.strip(".") else encoded.replace(".", "%2E")
 
 
 def check_name(slide_id: str, what: str, value: str) -> None:
