@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from ray_pipeline.sources import SlideSource
 from ray_pipeline.stages import slide_task
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import choose_work
+from ray_pipeline.worklist import SlideList, choose_work
 
 LOOK_EVERY_S = 0.5
 """Seconds between two looks at what else there is to do while nothing comes."""
@@ -56,7 +56,7 @@ def begin(
     settings: JobSettings,
     recipe: Recipe,
     output: Store,
-    sources: Sequence[SlideSource],
+    sources: SlideList,
     *,
     run: str,
     conditional: bool,
@@ -67,11 +67,12 @@ def begin(
     """
     layout = Layout(recipe.fingerprint)
     claim_recipe(output, layout, recipe.to_dict(), settings.partition_by)
-    state = read_state(output, layout, [source.slide_id for source in sources])
+    state = read_state(output, layout, sources.slide_ids())
     work = choose_work(output, layout, sources, state, settings)
     sweep(output, layout, state, (source.slide_id for source in work.finished))
-    for source in work.finished:
-        state.done.pop(source.slide_id, None)  # nobody asks for it again: 150 bytes each
+    asked = [source.slide_id for source in work.todo if source.slide_id in state.done]
+    # Of finished slides nobody asks again: 170 bytes each.
+    state = replace(state, done={slide_id: state.done[slide_id] for slide_id in asked})
     report = RunReport(
         run=run,
         output=output.uri,

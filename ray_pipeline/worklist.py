@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any
 
 from ray_pipeline.dataset.layout import Layout, check_name
 from ray_pipeline.dataset.records import get_records
@@ -12,8 +15,74 @@ from ray_pipeline.dataset.start import OutputState, check_partitions
 from ray_pipeline.errors import CommitConflictError, LongNameError, SourceChangedError
 from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
-from ray_pipeline.sources import SlideSource, find_slides
+from ray_pipeline.sources import NO_ATTRIBUTES, SlideSource, find_slides
 from ray_pipeline.store import Store
+
+PACKED_SLIDES = 1000
+"""Slides that are packed, and made again, at a time."""
+NAMES = tuple(field.name for field in fields(SlideSource) if field.name != "error")
+"""What is packed of each, its slide_id first."""
+PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Types that come out of JSON as they went in."""
+_told_of = attrgetter(*NAMES)
+
+
+class SlideList(Collection[SlideSource]):
+    """Slides in order, packed to some 100 bytes each, and made anew whenever they are asked for.
+
+    A million of them would be 0.4 GB. Those that can't be had, or of which a manifest tells more
+    than texts and numbers, stay as they are.
+    """
+
+    def __init__(self, sources: Iterable[SlideSource] = ()) -> None:
+        self._packed: list[str] = []
+        self._kept: dict[int, SlideSource] = {}
+        self._last: list[SlideSource] = []
+        for source in sources:
+            self.append(source)
+
+    def append(self, source: SlideSource) -> None:
+        """Add one more."""
+        self._last.append(source)
+        if len(self._last) == PACKED_SLIDES:
+            first = PACKED_SLIDES * len(self._packed)
+            odd = {place: one for place, one in enumerate(self._last, first) if not _is_plain(one)}
+            rows = [None if at in odd else _told_of(one) for at, one in enumerate(self._last, first)]
+            self._kept.update(odd)
+            self._packed.append(json.dumps(rows, separators=(",", ":")))
+            self._last.clear()
+
+    def slide_ids(self) -> list[str]:
+        """Ids of all of them, in order."""
+        return [source.slide_id for source in self]
+
+    def __len__(self) -> int:
+        return PACKED_SLIDES * len(self._packed) + len(self._last)
+
+    def __iter__(self) -> Iterator[SlideSource]:
+        for number, packed in enumerate(self._packed):
+            for place, told in enumerate(json.loads(packed), PACKED_SLIDES * number):
+                yield self._kept[place] if told is None else _source_of(told)
+        yield from self._last
+
+    def __contains__(self, source: object) -> bool:
+        return any(one == source for one in self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Collection) and list(self) == list(other)
+
+    __hash__ = None
+
+
+def _is_plain(source: SlideSource) -> bool:
+    return source.error is None and all(type(v) in PLAIN for v in source.attributes.values())
+
+
+def _source_of(told: Sequence[Any]) -> SlideSource:
+    values = dict(zip(NAMES, told, strict=True))
+    # One empty mapping for all that no manifest tells of.
+    values["attributes"] = values["attributes"] or NO_ATTRIBUTES
+    return SlideSource(**values)
 
 
 @dataclass(kw_only=True)
@@ -26,7 +95,7 @@ class Work:
     """Slides that can't even be started, and why."""
     replacing: dict[str, str] = field(default_factory=dict)
     """Slides to embed whose older output is to be replaced: slide_id -> its version."""
-    finished: list[SlideSource] = field(default_factory=list)
+    finished: Collection[SlideSource] = field(default_factory=SlideList)
     """Slides that are finished for this input and recipe."""
     passed_over: int = 0
     """Unfinished slides that `retry` does not name."""
@@ -47,7 +116,7 @@ def slides_of(settings: JobSettings) -> list[SlideSource]:
 def choose_work(
     output: Store,
     layout: Layout,
-    sources: Sequence[SlideSource],
+    sources: Iterable[SlideSource],
     state: OutputState,
     settings: JobSettings,
 ) -> Work:
@@ -59,7 +128,8 @@ def choose_work(
     input without a done key is a commit that was cut short: it goes through the graph again, where
     its staged shards make that cheap.
     """
-    work = Work()
+    finished = SlideList()
+    work = Work(finished=finished)
     for source in sources:
         refused = source.error or _unnameable(source, settings.partition_by)
         if refused is not None:
@@ -76,7 +146,7 @@ def choose_work(
             # Without a footer the file is not one of ours: committing will tell.
             made_from = footer.input_fp if footer is not None else input_fp
         if made_from == input_fp and input_fp in done:
-            work.finished.append(source)
+            finished.append(source)
             continue
         moved = _moved(layout, source, key, settings.partition_by)
         if moved is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import pytest
 
 from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.start import read_state
+from ray_pipeline.dataset.start import OutputState, read_state
+from ray_pipeline.errors import NotFoundError
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import Work, choose_work
+from ray_pipeline.worklist import PACKED_SLIDES, SlideList, Work, choose_work
 from tests.dataset.conftest import staged_slide
 
 LAYOUT = Layout("f00df00df00d")
@@ -114,3 +118,73 @@ def test_the_longest_slide_id_is_committed(output: Store) -> None:
     assert chosen(output, source).todo == [source]
     commit_slide(job_of(output, source))
     assert chosen(output, source).finished == [source]
+
+
+def many_sources(count: int) -> list[SlideSource]:
+    return [
+        SlideSource(
+            slide_id=f"slide-{number:07}",
+            uri=f"s3://slides/slide-{number:07}.svs",
+            etag=f"{number:032x}",
+            size_bytes=3 << 30,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, PACKED_SLIDES, 2 * PACKED_SLIDES + 1])
+def test_slides_come_out_of_their_list_as_they_went_in(count: int) -> None:
+    sources = many_sources(count)
+    slides = SlideList(sources)
+    assert (list(slides), len(slides)) == (sources, count)
+    assert list(slides) == sources, "a second time, too"
+    assert slides.slide_ids() == [source.slide_id for source in sources]
+    assert slides == sources
+    assert slides != [*sources, V1]
+    assert V1 not in slides
+
+
+TOLD = replace(
+    V1,
+    mpp_override=0.25,
+    attributes={"site": "liver", "grade": 2, "share": 0.1, "kept": True, "note": None, "µ": "\ud800"},
+    coords="s3://b/c.csv",
+    coords_digest="d",
+)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        TOLD,
+        replace(TOLD, attributes={"scanned": date(2026, 11, 26), "price": Decimal("1.10")}),
+        replace(TOLD, attributes={"blocks": [1, 2]}),
+        replace(TOLD, error=NotFoundError("gone: it is not there.")),
+    ],
+    ids=["plain", "dates", "lists", "error"],
+)
+def test_all_that_is_told_of_a_slide_comes_out_of_the_list(told: SlideSource) -> None:
+    *others, came = SlideList([*many_sources(PACKED_SLIDES - 1), told])
+    assert others == many_sources(PACKED_SLIDES - 1)
+    assert came == told
+    types = [type(value) for value in told.attributes.values()]
+    assert [type(value) for value in came.attributes.values()] == types
+
+
+def test_a_finished_slide_takes_little_memory(output: Store) -> None:
+    count = 4 * PACKED_SLIDES
+    sources = SlideList(many_sources(count))
+    state = OutputState(
+        done={source.slide_id: (source.input_fp,) for source in sources},
+        outputs=dict.fromkeys(sources.slide_ids(), LAYOUT.embeddings),
+        staged={},
+    )
+    settings = JobSettings.model_validate({"slides": ["x"], "output": "out"})
+    tracemalloc.start()
+    try:
+        work = choose_work(output, LAYOUT, sources, state, settings)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(work.finished) == count
+    assert held / count < 200, "bytes; as objects they take twice as much"

@@ -38,6 +38,7 @@ from ray_pipeline.sources import find_slides
 from ray_pipeline.stages import StageShard
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
+from ray_pipeline.worklist import SlideList
 from tests.benchmarks.scale_filled import OUTPUT, SOURCES, source_key
 from tests.benchmarks.scale_stages import (
     FACTS,
@@ -79,7 +80,7 @@ class Clock:
 
 
 def _begun(clock: Clock) -> Endings:
-    sources = clock.time("list_sources", lambda: find_slides(SETTINGS.slides))
+    sources = clock.time("list_sources", lambda: SlideList(find_slides(SETTINGS.slides)))
     output = Store.open(OUTPUT)
     conditional = probe_conditional(output, "run-1")
     endings: Endings = clock.time(
