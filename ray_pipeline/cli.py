@@ -39,6 +39,8 @@ from ray_pipeline.stopping import Stop
 
 STOPPED = "stopped on request; resume with the same command.\n"
 """What standard error ends with on exit code 4."""
+OOM_RETRIES = "5"
+"""Times that a task is started again which Ray killed for its node's memory: half a minute."""
 
 app = typer.Typer(
     name="historay",
@@ -101,6 +103,8 @@ def embed(config: Config = None, as_json: AsJson = False, *, flags: dict[str, An
 
 
 def _embedded(settings: JobSettings, stop: Stop) -> RunReport:
+    # Ray reads it once, while it is imported. By default it starts such a task again without end.
+    os.environ.setdefault("RAY_task_oom_retries", OOM_RETRIES)
     from ray_pipeline.cluster import disconnect  # noqa: PLC0415 (Ray takes seconds)
     from ray_pipeline.pipeline import embed as run_job  # noqa: PLC0415
 

@@ -6,7 +6,7 @@ It knows no Ray: rows come from any iterator, and commits run wherever `Commits`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from ray_pipeline.recipe import Recipe
 from ray_pipeline.rows import Failure, from_table
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource
-from ray_pipeline.stages import slide_task
+from ray_pipeline.stages import SlideTasks
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
 from ray_pipeline.worklist import SlideList, choose_work
@@ -130,10 +130,9 @@ class Driver:
                 return
             self._fail(source, failure, SlideTally())
 
-    def tasks(self) -> Iterator[dict[str, str]]:
-        """The graph's input. Not a list: nobody is to hold the tasks once Ray has them."""
-        staged = self.endings.state.staged
-        return (slide_task(source, staged.get(source.slide_id, {})) for source in self.work.todo)
+    def tasks(self) -> SlideTasks:
+        """The graph's input."""
+        return SlideTasks(self.work.todo, self.endings.state.staged)
 
     def follow(self, tables: Iterable[pa.Table | None], on_stop: Callable[[], None]) -> None:
         """Take in all that comes out of the graph, commit what is whole, report what failed.

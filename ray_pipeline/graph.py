@@ -10,10 +10,10 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
@@ -25,7 +25,7 @@ from ray_pipeline.errors import ClusterError
 from ray_pipeline.placement import PLAN_CPUS, STAGE_CPUS, Placement
 from ray_pipeline.recipe import Recipe
 from ray_pipeline.settings import JobSettings
-from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard
+from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, SlideTasks, StageShard
 from ray_pipeline.store import Store
 from ray_pipeline.watching import StageWatch
 
@@ -34,6 +34,9 @@ PLAN_BLOCK_BYTES = 24 << 10
 one reader's next work. A shard with pixels is larger than this and is a block by itself."""
 MOST_SLIDE_BLOCKS = 10_000
 """Blocks of the graph's input: one slide each, until there are more slides than this."""
+OBJECT_STORE_SHARE = 0.5
+"""Of the cluster's object store, what the graph may hold: beyond it Ray starts no task that makes
+more. What tasks are making at that moment comes on top: a shard with pixels is 39 MB."""
 LARGE_MODEL = 50_000_000
 """Parameters beyond which a CPU is so slow that it is said, and compiling pays."""
 READ_CALLS = 2
@@ -105,12 +108,12 @@ class Graph:
     stop_sign: StopSign
     """Makes the readers stop."""
 
-    def rows(self, tasks: Iterable[dict[str, str]]) -> Iterator[Any]:
+    def rows(self, tasks: SlideTasks) -> Iterator[Any]:
         """Small Arrow tables of the finished rows of `tasks`, as they come out of the graph.
 
         Raises what ended it: an error of ours, or a ClusterError that tells Ray's in one sentence.
         """
-        tables = self._of(list(tasks)).iter_batches(
+        tables = self._of(tasks).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
         try:
@@ -120,7 +123,7 @@ class Graph:
         except RayError as error:
             raise own_error(error) from None
 
-    def _of(self, tasks: list[dict[str, str]]) -> ray.data.Dataset:
+    def _of(self, tasks: SlideTasks) -> ray.data.Dataset:
         settings, recipe, placement = self.settings, self.recipe, self.placement
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -129,6 +132,7 @@ class Graph:
         context.execution_no_progress_timeout_s = settings.no_progress_s
         # Sizing blocks here, not by repartition(), whose tasks would hold a whole CPU each.
         context.target_max_block_size = PLAN_BLOCK_BYTES
+        context.override_object_store_memory_limit_fraction = OBJECT_STORE_SHARE
         plan = PlanSlide(
             recipe.tiling,
             recipe.tissue,
@@ -151,8 +155,10 @@ class Graph:
             "watch": self._watch("encode"),
         }
         on_gpu = placement.encoder_gpus > 0
+        # Ray asks for their number, and for one after the other.
+        items = cast(list[Any], tasks)
         return (
-            ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MOST_SLIDE_BLOCKS))
+            ray.data.from_items(items, override_num_blocks=min(len(items), MOST_SLIDE_BLOCKS))
             .map_batches(plan.__call__, batch_size=1, batch_format="pyarrow", num_cpus=PLAN_CPUS)
             .map_batches(
                 ReadTiles,
@@ -219,7 +225,8 @@ def _stalled(error: ExecutionTimeoutError, no_progress_s: float) -> str:
     where = f"at work were {at_work}" if at_work else "no stage had room to start a task"
     return (
         f"nothing moved for {no_progress_s:g} s: {where}; what is done stays done: look at the "
-        "cluster, then run again to go on (no_progress_s: how long to wait)."
+        "cluster, and whether its nodes kill workers for want of memory, then run again to go on "
+        "(no_progress_s: how long to wait)."
     )
 
 

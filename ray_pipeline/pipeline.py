@@ -48,6 +48,8 @@ from ray_pipeline.store import Store
 from ray_pipeline.watching import StageWatch
 from ray_pipeline.worklist import SlideList, slides_of
 
+PROBE_CPUS = 0.1
+"""CPUs of the task that tells the encoder's identity."""
 FEWEST_COMMITS = 8
 """Commit tasks at once, or as many as encoders: one takes a few seconds, most of them waiting for
 the store, and a GPU makes a slide in some ten."""
@@ -151,7 +153,9 @@ def resolve_identity(
     the node dies over it.
     """
     probe = ray.remote(
-        num_cpus=0.1, num_gpus=placement.encoder_gpus, resources=placement.encoder_resources
+        num_cpus=PROBE_CPUS,
+        num_gpus=placement.encoder_gpus,
+        resources=placement.encoder_resources,
     )(remembered_identity)
     reference = probe.remote(
         output, settings.model, settings.weights, settings.precision, placement.device
@@ -160,8 +164,8 @@ def resolve_identity(
     if not ready:
         raise ClusterError(
             f"no node told the encoder's identity in {settings.no_progress_s:g} s: it takes "
-            f"{placement.encoder_gpus:g} GPUs, which other jobs may hold; run again when they are "
-            "free (no_progress_s: how long to wait)."
+            f"{placement.encoder_gpus:g} GPUs and {PROBE_CPUS:g} CPUs, which other jobs may hold; "
+            "run again when they are free (no_progress_s: how long to wait)."
         )
     try:
         identity: EncoderIdentity = ray.get(reference)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,26 @@ def slide_task(source: SlideSource, staged: Mapping[str, Sequence[int]]) -> dict
         "staged": staged,
     }
     return {"slide": json.dumps(task)}
+
+
+@dataclass(frozen=True)
+class SlideTasks:
+    """A `slide_task` for each of `sources`, made when it is asked for: a million are half a GB."""
+
+    sources: Sequence[SlideSource]
+    """Slides to do."""
+    staged: Mapping[str, Mapping[str, Sequence[int]]]
+    """slide_id -> plan_fp -> staged shards."""
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        source = self.sources[index]
+        return slide_task(source, self.staged.get(source.slide_id, {}))
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return (slide_task(one, self.staged.get(one.slide_id, {})) for one in self.sources)
 
 
 class PlanSlide:

@@ -20,7 +20,14 @@ from ray_pipeline.slides.normalise import NormaliseRule
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.slides.tissue import TissueRule
 from ray_pipeline.sources import find_slides
-from ray_pipeline.stages import EncodeTiles, PlanSlide, ReadTiles, StageShard, slide_task
+from ray_pipeline.stages import (
+    EncodeTiles,
+    PlanSlide,
+    ReadTiles,
+    SlideTasks,
+    StageShard,
+    slide_task,
+)
 from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
 
@@ -49,6 +56,14 @@ def test_planning_twice_yields_the_same_rows(slide: str) -> None:
     sizes = [len(row.xy) for row in first[1:] if row.xy is not None]
     assert sum(sizes) == first[0].info["n_tiles"]
     assert sizes[:-1] == [256] * (len(sizes) - 1)
+
+
+def test_tasks_are_made_when_they_are_asked_for(slide: str) -> None:
+    (source,) = find_slides([slide])
+    sources = [replace(source, slide_id=name) for name in "ab"]
+    tasks = SlideTasks(sources, {"b": {"f00d": [1]}})
+    told = [slide_task(sources[0], {}), slide_task(sources[1], {"f00d": [1]})]
+    assert list(tasks) == [tasks[at] for at in range(len(tasks))] == told
 
 
 def test_staged_shards_of_this_plan_are_skipped_and_of_others_not(slide: str) -> None:

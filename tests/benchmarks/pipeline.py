@@ -21,13 +21,11 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from ray_pipeline import graph
@@ -36,15 +34,14 @@ from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.encoders.agreement import sample_tiles
 from ray_pipeline.encoders.encoder import Encoder
 from ray_pipeline.encoders.registry import get_spec
-from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.encoders.weights import resolve_weights
 from ray_pipeline.pipeline import embed
 from ray_pipeline.progress import Counts, Reporter
-from ray_pipeline.rows import from_table, to_table
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.slides.tiled import TiledSlide
 from ray_pipeline.stages import EncodeTiles
+from tests.benchmarks.null_stages import NullEncode
 from tests.benchmarks.reader_measures import planned, read
 from tests.benchmarks.report import finish
 from tests.benchmarks.slides import FIELD_PX, write_field, write_mosaic
@@ -59,27 +56,6 @@ FEW_TILES, TOY_TILES = 8, 256
 ALONE_BATCHES = {"cpu": 2, "cuda": 64}
 """Batches of each measure of the encoder alone, by device."""
 PACKAGES = ("ray", "torch", "obstore", "pyarrow")
-
-
-class NullEncode:
-    """An `EncodeTiles` that computes nothing: every vector is zero."""
-
-    def __init__(self, identity: EncoderIdentity, weights: str | None, **_made: Any) -> None:
-        self._dim = identity.dim
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """See `EncodeTiles`."""
-        return to_table(
-            replace(
-                row,
-                pixels=None,
-                embedding=np.zeros((len(row.pixels), self._dim), np.float16),
-                info={**row.info, "dim": self._dim},
-            )
-            if row.to_do and row.pixels is not None
-            else row
-            for row in from_table(table)
-        )
 
 
 @dataclass(frozen=True)

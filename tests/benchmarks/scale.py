@@ -6,7 +6,7 @@ Real: listing sources and output, choosing the work, the ledger, commit jobs, re
 contents, the slides table; an S3 client speaking HTTP to a server in memory, which counts requests.
 Simulated: what planning, reading, encoding and committing tell the driver. A few slides are staged
 and committed for real, to count what a slide asks of the store. Each driver is a process of its
-own. What Ray itself costs is not in it.
+own. What Ray itself costs is not in it, but in the rerun of a finished job, which is the whole command.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from ray_pipeline.dataset.layout import Layout
 from tests.benchmarks.report import finish
 from tests.benchmarks.scale_driver import TILES, recipe
 from tests.benchmarks.scale_filled import fill_finished, fill_sources
+from tests.benchmarks.scale_rerun import rerun
 from tests.servers.buckets import BucketServer
 
 WANTED = {
     "cost_per_slide_1e6_over_1e4": "<= 1.2",
     "driver_rss_gb_1e6": "<= 1",
     "resume_1e6_s": "< 60",
+    "rerun_1e4_s": "< 30",
 }
 PACKAGES = ("ray", "obstore", "pyarrow")
 SIZES, QUICK_SIZES = (1_000, 10_000, 100_000, 1_000_000), (100, 1_000)
 """Slides of the simulated jobs."""
 FULL_SLIDES, QUICK_FULL_SLIDES = 2_500, 250
 """Of each job, about so many have all their shards done now; the others were staged earlier."""
+RERUN_SLIDES, QUICK_RERUN_SLIDES = 10_000, 100
+"""Of the finished job that `historay embed` runs again, on a real Ray."""
 
 USD_PER_1000 = {"PUT": 0.005, "LIST": 0.005, "GET": 0.0004, "HEAD": 0.0004, "DELETE": 0.0}
 """S3 Standard, us-east-1, list prices of November 2026; deleting is free."""
@@ -93,6 +97,7 @@ def main() -> None:
     costs = {slides: simulated(slides, full) for slides in sizes}
     requests, commit_cpu_s = slide_at_the_store((1, 2) if asked.quick else (2, 4))
     compact = _compacted(slides=100 if asked.quick else 5_000)
+    again = rerun(QUICK_RERUN_SLIDES if asked.quick else RERUN_SLIDES)
     largest, smaller = sizes[-1], sizes[max(0, len(sizes) - 3)]
     requests["LIST"] = round(costs[largest].lists / largest, 6)
     top = costs[largest]
@@ -103,6 +108,7 @@ def main() -> None:
             / costs[smaller].cpu_us_per_slide,
             f"driver_rss_gb_{power(largest)}": max(top.fresh["rss_gb"], top.finished["rss_gb"]),
             f"resume_{power(largest)}_s": top.resume_s,
+            f"rerun_{power(again['slides'])}_s": again["seconds"],
         },
         wanted=WANTED,
         figures={
@@ -118,6 +124,7 @@ def main() -> None:
             "usd_per_1000_requests": USD_PER_1000,
             "usd_per_slide": round(dollars(requests), 7),
             "compact": compact,
+            "rerun": again,
         },
         packages=PACKAGES,
         out=asked.out,

@@ -11,6 +11,7 @@ from tests.benchmarks.scale_driver import TILES
 from tests.benchmarks.test_benchmarks import quick_run
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_the_scale(tmp_path: Path) -> None:
     report = quick_run("scale", tmp_path)
@@ -18,6 +19,7 @@ def test_the_scale(tmp_path: Path) -> None:
         "cost_per_slide_1e3_over_1e2",
         "driver_rss_gb_1e3",
         "resume_1e3_s",
+        "rerun_1e2_s",
     }
     figures = report["figures"]
     counted = work_of(
@@ -30,3 +32,7 @@ def test_the_scale(tmp_path: Path) -> None:
     assert figures["requests_per_slide"]["HEAD"] == 0
     assert figures["requests_per_slide"]["LIST"] < 0.1
     assert set(figures["sizes"]) == {"100", "1000"}
+    rerun = figures["rerun"]
+    assert rerun["slides"] == 100
+    assert (rerun["source_reads"], rerun["puts_under_embeddings"]) == (0, 0)
+    assert any(what.startswith("slides LIST") for what in rerun["requests"])

@@ -16,7 +16,7 @@ from ray_pipeline.coordinates import Coordinates
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.encoders.encoder import probe_identity
-from ray_pipeline.errors import ClusterError, DoesNotFitError, RecipeMismatchError
+from ray_pipeline.errors import ClusterError, DoesNotFitError, RecipeMismatchError, WeightsError
 from ray_pipeline.graph import Graph, StopSign
 from ray_pipeline.pipeline import embed
 from ray_pipeline.placement import Node, choose_placement
@@ -24,7 +24,7 @@ from ray_pipeline.progress import Reporter
 from ray_pipeline.recipe import recipe_of
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import find_slides
-from ray_pipeline.stages import slide_task
+from ray_pipeline.stages import SlideTasks
 from ray_pipeline.status import recipe_status
 from ray_pipeline.store import Store
 from ray_pipeline.synthetic import write_slide
@@ -173,6 +173,8 @@ def test_a_plan_that_can_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(DoesNotFitError, match="no node has room"):
         job(manifest, tmp_path / "out", readers=8, reader_cpus=1.0)
+    with pytest.raises(DoesNotFitError, match=r"1 GPUs\).* has 2 and 0 on 1 nodes"):
+        job(manifest, tmp_path / "out", encoder_gpus=1.0)
     assert not list((tmp_path / "out").glob("embeddings/**/*.parquet"))
 
 
@@ -188,7 +190,7 @@ def test_a_graph_in_which_nothing_moves_ends_and_says_where(manifest: Path, tmp_
         placement=choose_placement(settings, [Node(cpus=2)]),
         stop_sign=StopSign(),
     )
-    tasks = [slide_task(source, {}) for source in find_slides([str(manifest)])]
+    tasks = SlideTasks(find_slides([str(manifest)]), {})
     with pytest.raises(ClusterError, match=r"nothing moved for 0.01 s: .* run again to go on"):
         list(graph.rows(tasks))
 
@@ -198,6 +200,18 @@ def test_a_node_that_is_never_free_is_not_waited_for_without_end(
 ) -> None:
     with pytest.raises(ClusterError, match=r"no node told the encoder's identity in 0.01 s"):
         job(manifest, tmp_path / "out", no_progress_s=0.01)
+
+
+def test_an_actor_that_refuses_its_weights_ends_the_job_in_its_own_words(
+    manifest: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    job(manifest.parent / "007.svs", output, max_tiles_per_slide=1)
+    (remembered,) = output.glob("_state/encoders/*")
+    identity = json.loads(remembered.read_text())
+    remembered.write_text(json.dumps({**identity, "weights_digest": "0" * 64}))
+    with pytest.raises(WeightsError, match=r"^toy: this node loaded another encoder .*\.$"):
+        job(manifest.parent / "b c.svs", output, max_tiles_per_slide=1)
 
 
 def test_formats_colours_and_counts_go_through_the_graph(tmp_path: Path) -> None:
