@@ -46,13 +46,17 @@ def connect() -> None:
             cpus = max(2, len(os.sched_getaffinity(0)))
             quiet |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
             quiet["_system_config"] = {"idle_worker_killing_time_threshold_ms": IDLE_MS}
-        _init(address, quiet)
+        join(address, quiet)
     # Ray has put its own handler there, in C, which prints a stack.
     if callable(on_term) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)
 
 
-def _init(address: str | None, settings: dict[str, Any]) -> None:
+def join(address: str | None, settings: dict[str, Any]) -> None:
+    """`ray.init(**settings)`, which leads to `address` or starts a local cluster.
+
+    That is tried again where its node was too slow. Raises ClusterError.
+    """
     for left in reversed(range(1 if address else STARTS)):
         try:
             ray.init(**settings)

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import ray
 import typer
@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 
+from ray_pipeline.cluster import join
 from ray_pipeline.errors import HistorayError, SettingsError, UsageError
 from serve_app.app import Ingress, build
 from serve_app.auth import check_door, load_tokens
@@ -73,14 +74,12 @@ def _settings(config: str, host: str | None, port: int | None) -> ServiceSetting
 
 
 def _join() -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local one."""
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
-    else:
+    """Join the cluster of RAY_ADDRESS, or start a local one. Raises ClusterError."""
+    settings: dict[str, Any] = {"logging_level": logging.ERROR}
+    if not (address := os.environ.get("RAY_ADDRESS")):
         cpus = max(3, len(os.sched_getaffinity(0)))
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR
-        )
+        settings |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    join(address, settings)
 
 
 def _deploy(settings: ServiceSettings) -> DeploymentHandle[Ingress]:
