@@ -18,6 +18,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
 from ray_pipeline import errors
 from ray_pipeline.errors import ClusterError, HistorayError
+from ray_pipeline.local_ray import join
 from ray_pipeline.placement import Node
 
 IDLE_MS = 30_000
@@ -25,9 +26,6 @@ IDLE_MS = 30_000
 the time between two commits, and a worker takes seconds of a CPU to start."""
 ORDINARY = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 """What Ray counts on every node, beside resources that a node may have or not."""
-STARTS = 3
-"""How often it is tried to start a local cluster: Ray gives its node 30 s, which a busy machine may
-miss as long as nothing of Ray is in its page cache."""
 
 
 def connect() -> None:
@@ -50,31 +48,6 @@ def connect() -> None:
     # Ray has put its own handler there, in C, which prints a stack.
     if callable(on_term) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)
-
-
-def join(address: str | None, settings: dict[str, Any]) -> None:
-    """`ray.init(**settings)`, which leads to `address` or starts a local cluster.
-
-    That is tried again where its node was too slow. Raises ClusterError.
-    """
-    for left in reversed(range(1 if address else STARTS)):
-        try:
-            ray.init(**settings)
-        except Exception as error:  # noqa: BLE001 (where a node starts too slowly, Ray raises a bare one)
-            if not left or "timed out" not in str(error):
-                raise ClusterError(_not_joined(address, error)) from None
-        else:
-            return
-
-
-def _not_joined(address: str | None, error: Exception) -> str:
-    why = " ".join(str(error).split()).rstrip(".")
-    if not address:
-        return f"Ray did not start on this machine ({why}): run again when it is less busy."
-    mend = "start one, or unset RAY_ADDRESS to run on this machine."
-    if isinstance(error, ConnectionError):
-        return f"no Ray cluster answers at RAY_ADDRESS={address}: {mend}"
-    return f"RAY_ADDRESS={address} leads to no Ray cluster that this job can join ({why}): {mend}"
 
 
 def disconnect() -> None:

@@ -47,7 +47,9 @@ class SlideList(Collection[SlideSource]):
         if len(self._last) == PACKED_SLIDES:
             first = PACKED_SLIDES * len(self._packed)
             odd = {place: one for place, one in enumerate(self._last, first) if not _is_plain(one)}
-            rows = [None if at in odd else _told_of(one) for at, one in enumerate(self._last, first)]
+            rows = [
+                None if at in odd else _told_of(one) for at, one in enumerate(self._last, first)
+            ]
             self._kept.update(odd)
             self._packed.append(json.dumps(rows, separators=(",", ":")))
             self._last.clear()
@@ -71,7 +73,7 @@ class SlideList(Collection[SlideSource]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Collection) and list(self) == list(other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _is_plain(source: SlideSource) -> bool:

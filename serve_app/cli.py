@@ -18,8 +18,8 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 
-from ray_pipeline.cluster import join
 from ray_pipeline.errors import HistorayError, SettingsError, UsageError
+from ray_pipeline.local_ray import join
 from serve_app.app import Ingress, build
 from serve_app.auth import check_door, load_tokens
 from serve_app.settings import ServiceSettings, load_service_settings

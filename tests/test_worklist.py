@@ -147,7 +147,14 @@ def test_slides_come_out_of_their_list_as_they_went_in(count: int) -> None:
 TOLD = replace(
     V1,
     mpp_override=0.25,
-    attributes={"site": "liver", "grade": 2, "share": 0.1, "kept": True, "note": None, "µ": "\ud800"},
+    attributes={
+        "site": "liver",
+        "grade": 2,
+        "share": 0.1,
+        "kept": True,
+        "note": None,
+        "µ": "\ud800",
+    },
     coords="s3://b/c.csv",
     coords_digest="d",
 )

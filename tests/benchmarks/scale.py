@@ -6,7 +6,7 @@ Real: listing sources and output, choosing the work, the ledger, commit jobs, re
 contents, the slides table; an S3 client speaking HTTP to a server in memory, which counts requests.
 Simulated: what planning, reading, encoding and committing tell the driver. A few slides are staged
 and committed for real, to count what a slide asks of the store. Each driver is a process of its
-own. What Ray itself costs is not in it, but in the rerun of a finished job, which is the whole command.
+own. What Ray itself costs is in the rerun of a finished job only, which is the whole command.
 """
 
 from __future__ import annotations

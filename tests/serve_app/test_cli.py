@@ -19,5 +19,7 @@ def test_an_address_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: RAY_ADDRESS=head leads to no Ray")
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("error: RAY_ADDRESS=head leads to no Ray")
+    )
     assert "Traceback" not in done.stderr
