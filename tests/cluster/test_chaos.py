@@ -14,7 +14,7 @@ from tests.servers.ceph import CephCluster
 @pytest.mark.ceph
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_doubled_or_wrong_whatever_dies(ceph_cluster: CephCluster) -> None:
-    chaos = run_chaos(ceph_cluster, minutes=1.5, seed=1, slides=60)
+    chaos = run_chaos(ceph_cluster, minutes=1.5, seed=1, slides=24)
     assert chaos.ratios == dict.fromkeys(WANTED, 0), chaos.table
     assert chaos.verdict.rows_found == chaos.verdict.rows_expected > 0
     assert chaos.killed.keys() & STAGES.keys()
