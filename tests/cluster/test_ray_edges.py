@@ -52,13 +52,13 @@ def test_an_actor_that_dies_while_it_starts_is_started_again(
     assert outcome.json["slides_done"] == 1
 
 
-def test_an_actor_that_always_dies_while_it_starts_ends_the_job_with_its_reason(
+def test_an_actor_that_always_dies_while_it_starts_is_not_waited_for_without_end(
     head: RayHead, job: tuple[str, ...]
 ) -> None:
-    with killing(head, "EncodeTiles", times=100) as killed:
-        outcome = historay(*job, env=head.env)
+    with killing(head, "EncodeTiles", times=1000) as killed:
+        outcome = historay(*job, "--no-progress-s", str(PATIENCE_S), env=head.env)
     assert len(killed) > 3
-    gave_up(outcome, "an actor died while it started", "run again to go on")
+    gave_up(outcome, f"nothing moved for {PATIENCE_S} s", "want of memory", "run again to go on")
 
 
 def test_a_stage_that_stands_still_is_named(head: RayHead, tmp_path: Path) -> None:
