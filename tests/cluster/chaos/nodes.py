@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ray_pipeline.cluster import IDLE_MS
 from tests.cluster.chaos.processes import Process, below
 from tests.servers.s3 import free_port
 
@@ -51,6 +52,8 @@ class RayNodes:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             # Ray's workers are nice by default, and would starve on a busy machine.
             "RAY_worker_niceness": "0",
+            # As in a local cluster: else nearly every task starts a worker, for seconds of a CPU.
+            "RAY_idle_worker_killing_time_threshold_ms": str(IDLE_MS),
             # A node that is gone is found out in seconds instead of half a minute.
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
