@@ -53,7 +53,14 @@ GEOMETRY = ReadGeometry(
     resampled=False,
     mpp_achieved=0.5,
 )
-FACTS = {"vendor": "none", "mpp_used": 0.5, "mpp_achieved": 0.5, "level": 0}
+FACTS = {
+    "vendor": "none",
+    "width_px": 40_000,
+    "height_px": 30_000,
+    "mpp_used": 0.5,
+    "mpp_achieved": 0.5,
+    "level": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
