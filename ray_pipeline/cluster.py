@@ -130,6 +130,9 @@ def own_error(error: RayError) -> HistorayError:
             "lower readers or batch_size, or take nodes with more memory, and run again to go on."
         )
     last = (told.strip().splitlines() or [""])[-1].strip()
+    # Ray Data follows what a stage raised with advice on settings of its own.
+    if raised := re.search(r"^(?!ray\.)(?:\w+\.)*\w+(?:Error|Exception): .+", told, re.MULTILINE):
+        last = raised.group().strip()
     if isinstance(error, ActorDiedError):
         return ClusterError(
             f"an actor died while it started, again and again ({last}); what is done stays done: "

@@ -8,13 +8,29 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from ray_pipeline.cluster import connect, own_error
 from ray_pipeline.doctor import SLOW_TO_IMPORT
 from ray_pipeline.errors import ClusterError, WeightsError
 from tests.commands import historay
 
+RAISED = """ray::MapWorker(MapBatches(StageShard)).submit() (pid=1, ip=192.0.2.2)
+  File "stages.py", line 1, in stage
+ValueError: Arrays were not all the same length: 256 vs 0
+
+The above exception was the direct cause of the following exception:
+
+ray::MapWorker(MapBatches(StageShard)).submit() (pid=1, ip=192.0.2.2)
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+To change retry attempts, configure `DataContext`."""
+"""As Ray Data tells of what a stage raised."""
 OUT_OF_MEMORY = OutOfMemoryError("Killed.\nSee `ray logs`.\n")  # type: ignore[no-untyped-call]
 
 
@@ -28,6 +44,10 @@ def test_nothing_here_makes_every_process_of_ray_start_late() -> None:
     [
         (OUT_OF_MEMORY, "its node ran short of memory"),
         (WorkerCrashedError(), "WorkerCrashedError: "),
+        (
+            RayTaskError("stage", RAISED, ValueError()),  # type: ignore[no-untyped-call]
+            "(RayTaskError: ValueError: Arrays were not all the same length: 256 vs 0)",
+        ),
         (ActorDiedError(), "an actor died while it started"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,

@@ -75,10 +75,11 @@ class NullEncode:
             replace(
                 row,
                 pixels=None,
-                embedding=np.zeros((len(row.pixels), self._dim), np.float16),
+                # Not of the pixels, of which a tile may have none.
+                embedding=np.zeros((len(row.xy), self._dim), np.float16),
                 info={**row.info, "dim": self._dim},
             )
-            if row.to_do and row.pixels is not None
+            if row.to_do and row.pixels is not None and row.xy is not None
             else row
             for row in from_table(table)
         )
