@@ -36,7 +36,7 @@ def commit(
 
     Without `size_px` it is a file of the time before footers told it.
     """
-    size = dict(zip(("width_px", "height_px"), size_px or (None, None), strict=True))
+    width, height = size_px or (None, None)
     job = staged_slide(
         slide_id, store=store, n_tiles=n_tiles, dim=DIM, seed=seed, recipe_fp=recipe_fp
     )
@@ -45,7 +45,14 @@ def commit(
         "encoder": {"model": "toy"},
         "tiling": {"tile_px": 224, "stride_px": stride_px, "mpp": 0.5},
     }
-    footer = replace(job.footer, recipe=recipe, mpp_used=mpp[0], mpp_achieved=mpp[1], **size)
+    footer = replace(
+        job.footer,
+        recipe=recipe,
+        mpp_used=mpp[0],
+        mpp_achieved=mpp[1],
+        width_px=width,
+        height_px=height,
+    )
     job = replace(job, footer=footer, replace_etag=replace_etag)
     commit_slide(job)
     return job
