@@ -1,4 +1,4 @@
-"""What readers and exports hold does not grow with the number of slides."""
+"""What readers and exports hold does not grow with the number of slides; README has the figures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_of_bags_two_are_in_memory(output: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["h5", "h5ad", "geojson", "lance"])
-def test_exports_stay_below_half_a_gigabyte(output: str, tmp_path: Path, to: str) -> None:
+def test_exports_of_slides_of_8000_tiles_stay_below_half_a_gigabyte(
+    output: str, tmp_path: Path, to: str
+) -> None:
     assert peak_mb(output, EXPORT % to, tmp_path) < 500
 
 
