@@ -27,8 +27,8 @@ End = tuple[Committed, int | HistorayError]
 
 FILES_AT_ONCE = 2
 """Slides written concurrently, one read while the other is put. Two of 8,000 tiles and 1,536
-numbers held 0.4 GB as HDF5 or AnnData (`tests/dataset/test_memory.py`), two of 40,000 tiles 0.9 GB:
-0.3 to read each, and the parts under way when it is put."""
+numbers held 0.4 GB as HDF5 or AnnData (`tests/dataset/test_memory.py`), two of 40,000 tiles 0.7 GB:
+0.2 to read each, and the parts under way when it is put."""
 
 
 class FileWriter(Protocol):

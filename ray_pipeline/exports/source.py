@@ -119,7 +119,9 @@ class SlideFile:
         """The rows, in order of `tile`, up to BATCH_TILES at a time."""
         with self._readable():
             names = None if columns is None else list(columns)
-            yield from self._file.iter_batches(BATCH_TILES, columns=names)
+            # One group after the other: asked for all at once, Arrow holds more the more there are.
+            for group in range(self._file.num_row_groups):
+                yield from self._file.iter_batches(BATCH_TILES, row_groups=[group], columns=names)
 
     def vectors(self) -> Iterator[npt.NDArray[np.float32]]:
         """The vectors alone: float32 [n, dim] for each batch."""

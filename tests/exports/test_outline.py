@@ -16,18 +16,20 @@ from ray_pipeline.exports import outline as module
 from ray_pipeline.exports.outline import Ring, outline
 
 ROOM = 24
+GROWN_ROOM = 2 * ROOM
+"""Squares may grow by a cell, of at most 8 px here."""
 
 
-def drawn(xy: npt.NDArray[np.int64], side: int) -> npt.NDArray[np.bool_]:
-    cells = np.zeros((ROOM, ROOM), bool)
+def drawn(xy: npt.NDArray[np.int64], side: int, room: int = ROOM) -> npt.NDArray[np.bool_]:
+    cells = np.zeros((room, room), bool)
     for x, y in xy:
         cells[y : y + side, x : x + side] = True
     return cells
 
 
-def inside(ring: Ring) -> npt.NDArray[np.bool_]:
+def inside(ring: Ring, room: int = ROOM) -> npt.NDArray[np.bool_]:
     """Cells whose centre lies inside the ring, by counting the edges to their left."""
-    crossings = np.zeros((ROOM, ROOM + 1), int)
+    crossings = np.zeros((room, room + 1), int)
     for (x0, y0), (x1, y1) in pairwise(ring):
         if x0 == x1:
             crossings[min(y0, y1) : max(y0, y1), x0] += 1
@@ -92,12 +94,12 @@ def test_past_the_bound_every_square_is_grown_to_whole_cells(
     with pytest.MonkeyPatch.context() as bound:
         bound.setattr(module, "MOST_CELLS", most)
         polygons = outline(xy, side)
-    cells = drawn(xy, side)
-    total = np.zeros((ROOM, ROOM), bool)
+    cells = drawn(xy, side, GROWN_ROOM)
+    total = np.zeros_like(cells)
     for shell, *holes in polygons:
-        piece = inside(shell)
+        piece = inside(shell, GROWN_ROOM)
         for hole in holes:
-            piece &= ~inside(hole)
+            piece &= ~inside(hole, GROWN_ROOM)
         total |= piece
     assert (cells <= total).all(), "nothing that is covered is lost"
     if len({x for x, _ in corners}) * len({y for _, y in corners}) * 4 <= most:
