@@ -6,14 +6,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
 from queue import Full, Queue
 from typing import TypeVar
 
-CHUNK_ITEMS = 1000
-"""Items that are handed over at a time: a page of a listing."""
-CHUNKS_WAITING = 16
-"""Chunks that wait to be taken: what is drained faster than it is used stays bounded."""
+ITEMS_WAITING = 16
+"""Items that wait to be taken: what is drained faster than it is used stays bounded."""
 LOOK_EVERY_S = 0.2
 """Between two looks of a waiting thread at whether anybody is still there."""
 
@@ -25,10 +22,10 @@ def side_by_side(parts: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
 
     Raises the first error of any of them; the others are then left where they are.
     """
-    arrived: Queue[list[T] | BaseException | None] = Queue(CHUNKS_WAITING)
+    arrived: Queue[tuple[T] | BaseException | None] = Queue(ITEMS_WAITING)
     left = threading.Event()
 
-    def hand_over(what: list[T] | BaseException | None) -> None:
+    def hand_over(what: tuple[T] | BaseException | None) -> None:
         while not left.is_set():
             with suppress(Full):
                 arrived.put(what, timeout=LOOK_EVERY_S)
@@ -36,8 +33,10 @@ def side_by_side(parts: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
 
     def drain(part: Iterator[T]) -> None:
         try:
-            while not left.is_set() and (chunk := list(islice(part, CHUNK_ITEMS))):
-                hand_over(chunk)
+            for item in part:
+                hand_over((item,))
+                if left.is_set():
+                    return
         except BaseException as error:  # noqa: BLE001 (raised again where the items are taken)
             hand_over(error)
         else:

@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -42,6 +42,8 @@ READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
 """Tries of one ranged read or page of a listing, and seconds of the longest pause between two:
 outages of some 20 s are lived through. All are ours: reads are counted, and the clients try no
 listing again whose body breaks off."""
+LIST_KEYS = 1000
+"""Objects that are handed over at a time: S3 tells no more in one reply."""
 LISTS_AT_ONCE = 8
 """Parts of a long listing that are asked for at the same time."""
 SINGLE_PUT_LIMIT_BYTES = 5 << 30
@@ -52,8 +54,7 @@ user guide, "Multipart upload")."""
 READ_ONLY = "are only read: give a bucket or a folder."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """What a store says of one object."""
 
     key: str
@@ -130,6 +131,12 @@ class Store:
         An empty or absent folder yields nothing; an absent bucket raises NotFoundError. A listing
         that breaks off goes on after the last object that came.
         """
+        return chain.from_iterable(self.pages(prefix, cuts=cuts))
+
+    def pages(
+        self, prefix: str = "", *, cuts: Sequence[str] = ()
+    ) -> Iterator[Sequence[ObjectInfo]]:
+        """The same, as many at a time as the store tells: for listings of millions."""
         self._not_on_the_web(prefix, "can't be listed: name each slide.")
         if not cuts or self.scheme not in ("s3", "gs"):
             yield from self._between(prefix, None, None)
@@ -138,16 +145,21 @@ class Store:
         parts = [self._between(prefix, after, last) for after, last in pairwise(bounds)]
         yield from side_by_side(parts, LISTS_AT_ONCE)
 
-    def _between(self, prefix: str, after: str | None, last: str | None) -> Iterator[ObjectInfo]:
-        """Objects whose paths come after `after`, up to `last`."""
-        attempt = 0
+    def _between(
+        self, prefix: str, after: str | None, last: str | None
+    ) -> Iterator[Sequence[ObjectInfo]]:
+        """Pages of objects whose paths come after `after`, up to `last`."""
+        attempt, cut = 0, len(self._path("")) + 1 if self.prefix else 0
         while True:
             try:
-                for meta in self._listed(prefix, after=after):
-                    after, attempt = str(meta["path"]), 0
+                for page in self._listed(prefix, after=after):
+                    after, attempt = page[-1]["path"], 0
+                    told = page
                     if last is not None and after > last:
+                        told = [meta for meta in page if meta["path"] <= last]
+                    yield [ObjectInfo(m["path"][cut:], m["size"], etag_of(m)) for m in told]
+                    if len(told) < len(page):
                         return
-                    yield self._info(meta)
             except UnreachableError:
                 attempt += 1
                 if self.scheme == "file" or attempt == READ_ATTEMPTS:
@@ -156,15 +168,17 @@ class Store:
             else:
                 return
 
-    def _listed(self, prefix: str, *, after: str | None) -> Iterator[dict[str, Any]]:
+    def _listed(self, prefix: str, *, after: str | None) -> Iterator[Sequence[dict[str, Any]]]:
         stream = self._call(
             prefix,
             "list",
-            lambda b, path: obstore.list(b, prefix=path or None, offset=after),
+            lambda b, path: obstore.list(
+                b, prefix=path or None, offset=after, chunk_size=LIST_KEYS
+            ),
             retries=False,
         )
         while chunk := self._call(prefix, "list", lambda _b, _p: next(stream, None), retries=False):
-            yield from cast(Sequence[dict[str, Any]], chunk)
+            yield cast(Sequence[dict[str, Any]], chunk)
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         """Names of the folders right below `prefix`, sorted. Raises SettingsError on the web."""
@@ -184,7 +198,14 @@ class Store:
                 return Path(f"/{path}").read_bytes()
             return bytes(obstore.get(backend, path).bytes())
 
-        return self._call(key, "read", ask)
+        for attempt in range(1, READ_ATTEMPTS):
+            try:
+                return self._call(key, "read", ask, retries=False)
+            except UnreachableError:  # the client tries no reply again that breaks off
+                if self.scheme == "file":
+                    raise
+                _pause(attempt)
+        return self._call(key, "read", ask, retries=False)
 
     def get_range(
         self,

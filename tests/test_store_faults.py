@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ray_pipeline import store as store_module
-from ray_pipeline.errors import UnreachableError
+from ray_pipeline.errors import NotFoundError, UnreachableError
 from ray_pipeline.store import READ_ATTEMPTS, Store
 from tests.servers.faults import FaultProxy
 from tests.servers.s3 import S3Server
@@ -49,6 +49,17 @@ def test_whole_objects_survive_broken_replies(proxy: FaultProxy, bucket: str) ->
     proxy.set(truncate=0.3, reset=0.2, seed=5)
     for key in KEYS[:20]:
         assert store.get(key) == b"x" * 100
+    assert proxy.counts()["truncate"] > 0
+
+
+def test_that_an_object_is_absent_survives_broken_replies(
+    proxy: FaultProxy, bucket: str
+) -> None:
+    store = Store.open(f"{bucket}/out")
+    proxy.set(truncate=0.3, reset=0.2, seed=5)
+    for number in range(20):
+        with pytest.raises(NotFoundError):
+            store.get(f"absent/{number}")
     assert proxy.counts()["truncate"] > 0
 
 
