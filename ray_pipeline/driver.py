@@ -69,7 +69,7 @@ def begin(
     claim_recipe(output, layout, recipe.to_dict(), settings.partition_by)
     state = read_state(output, layout, sources.slide_ids())
     work = choose_work(output, layout, sources, state, settings)
-    sweep(output, layout, state, (source.slide_id for source in work.finished))
+    sweep(output, layout, state, work.finished.slide_ids())
     asked = [source.slide_id for source in work.todo if source.slide_id in state.done]
     # Of finished slides nobody asks again: 170 bytes each.
     state = replace(state, done={slide_id: state.done[slide_id] for slide_id in asked})

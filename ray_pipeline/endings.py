@@ -156,9 +156,8 @@ class Endings:
         """
         if not self.work.finished:
             return False
-        inputs = ((source.slide_id, source.input_fp) for source in self.work.finished)
-        told = told_otherwise(self.output, self.layout, inputs)
-        lying = [source for source in self.work.finished if source.slide_id in told]
+        told = told_otherwise(self.output, self.layout, self.work.finished.inputs())
+        lying = [one for one in self.work.finished if one.slide_id in told] if told else []
         with ThreadPoolExecutor(RECORDS_AT_ONCE) as pool:
             list(pool.map(self._mend, lying))
         return bool(lying)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> 
     errors = [source.error for source in sources if source.error is not None]
     if errors and len(errors) == len(sources):
         raise errors[0]
-    sources.sort(key=lambda source: source.slide_id)
+    sources.sort(key=attrgetter("slide_id"))
     for one, other in pairwise(sources):
         if one.slide_id == other.slide_id:
             raise DuplicateSlideError(
@@ -170,7 +171,7 @@ def _listed(store: Store, infos: Iterable[ObjectInfo], nothing: str) -> Iterator
             continue
         # A series of DICOM instances is one slide, and its folder is the slide's name.
         uri, inside = store.uri_of(folder), len(folder) + 1 if folder else 0
-        named = [replace(info, key=info.key[inside:]) for info in instances]
+        named = [info._replace(key=info.key[inside:]) for info in instances]
         yield SlideSource(
             slide_id=slide_id_of(uri),
             uri=uri,
@@ -270,8 +271,10 @@ def _list_versions(sources: list[SlideSource]) -> None:
     """The same by one LIST of each folder that holds many of them. DICOM's folders are left."""
     folders: dict[str, dict[str, int]] = {}
     for at, source in enumerate(sources):
+        if source.etag:
+            continue
         root, key = split_uri(source.uri)
-        if not source.etag and key.lower().endswith(SLIDE_SUFFIXES):
+        if key.lower().endswith(SLIDE_SUFFIXES):
             folders.setdefault(root, {})[key] = at
     for root, keys in folders.items():
         store = Store.open(root)

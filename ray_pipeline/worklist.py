@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain, compress, islice
 from operator import attrgetter
 from typing import Any
+
+import pyarrow as pa
 
 from ray_pipeline.dataset.layout import Layout, check_name
 from ray_pipeline.dataset.records import get_records
@@ -27,45 +31,83 @@ PLAIN = frozenset({str, int, float, bool, type(None)})
 _told_of = attrgetter(*NAMES)
 
 
-class SlideList(Collection[SlideSource]):
-    """Slides in order, packed to some 100 bytes each, and made anew whenever they are asked for.
+@dataclass(frozen=True, slots=True)
+class SlidePage:
+    """Some slides in order, packed to some 150 bytes each, and made anew when they are asked for.
 
-    A million of them would be 0.4 GB. Those that can't be had, or of which a manifest tells more
-    than texts and numbers, stay as they are.
+    Those that can't be had, or of which a manifest tells more than texts and numbers, stay as they
+    are.
     """
 
-    def __init__(self, sources: Iterable[SlideSource] = ()) -> None:
-        self._packed: list[str] = []
-        self._kept: dict[int, SlideSource] = {}
-        self._last: list[SlideSource] = []
-        for source in sources:
-            self.append(source)
+    slide_ids: pa.StringArray
+    """Ids of its slides."""
+    input_fps: pa.StringArray
+    """Their fingerprints; null for one that can't be had."""
+    _packed: str
+    _kept: Mapping[int, SlideSource]
+    _places: Sequence[int]
+    """Which of the slides that were packed are this page's."""
 
-    def append(self, source: SlideSource) -> None:
-        """Add one more."""
-        self._last.append(source)
-        if len(self._last) == PACKED_SLIDES:
-            first = PACKED_SLIDES * len(self._packed)
-            odd = {place: one for place, one in enumerate(self._last, first) if not _is_plain(one)}
-            rows = [
-                None if at in odd else _told_of(one) for at, one in enumerate(self._last, first)
-            ]
-            self._kept.update(odd)
-            self._packed.append(json.dumps(rows, separators=(",", ":")))
-            self._last.clear()
+    @classmethod
+    def of(cls, sources: Sequence[SlideSource]) -> SlidePage:
+        """Pack these."""
+        kept = {place: one for place, one in enumerate(sources) if not _is_plain(one)}
+        rows = [None if at in kept else _told_of(one) for at, one in enumerate(sources)]
+        return cls(
+            pa.array([one.slide_id for one in sources], pa.string()),
+            pa.array([None if one.error else one.input_fp for one in sources], pa.string()),
+            json.dumps(rows, separators=(",", ":")),
+            kept,
+            range(len(sources)),
+        )
+
+    def sources(self) -> Iterator[SlideSource]:
+        """Its slides."""
+        rows = json.loads(self._packed)
+        for place in self._places:
+            told = rows[place]
+            yield self._kept[place] if told is None else _source_of(told)
+
+    def only(self, chosen: Sequence[bool]) -> SlidePage:
+        """Those of its slides that are `chosen`, a flag for each."""
+        if all(chosen):
+            return self
+        return SlidePage(
+            self.slide_ids.filter(pa.array(chosen, pa.bool_())),
+            self.input_fps.filter(pa.array(chosen, pa.bool_())),
+            self._packed,
+            self._kept,
+            array("H", compress(self._places, chosen)),
+        )
+
+
+class SlideList(Collection[SlideSource]):
+    """Slides in order, packed. A million of them would be 0.4 GB as objects."""
+
+    def __init__(
+        self, sources: Iterable[SlideSource] = (), *, pages: Iterable[SlidePage] = ()
+    ) -> None:
+        self.pages = list(pages)
+        """Its slides, many at a time."""
+        sources = iter(sources)
+        while some := list(islice(sources, PACKED_SLIDES)):
+            self.pages.append(SlidePage.of(some))
 
     def slide_ids(self) -> list[str]:
         """Ids of all of them, in order."""
-        return [source.slide_id for source in self]
+        return [slide_id for page in self.pages for slide_id in page.slide_ids.to_pylist()]
+
+    def inputs(self) -> Iterator[tuple[str, str]]:
+        """(slide_id, input_fp) of all of them that can be had, in order."""
+        for page in self.pages:
+            pairs = zip(page.slide_ids.to_pylist(), page.input_fps.to_pylist(), strict=True)
+            yield from pairs if not page.input_fps.null_count else (p for p in pairs if p[1])
 
     def __len__(self) -> int:
-        return PACKED_SLIDES * len(self._packed) + len(self._last)
+        return sum(len(page.slide_ids) for page in self.pages)
 
     def __iter__(self) -> Iterator[SlideSource]:
-        for number, packed in enumerate(self._packed):
-            for place, told in enumerate(json.loads(packed), PACKED_SLIDES * number):
-                yield self._kept[place] if told is None else _source_of(told)
-        yield from self._last
+        return chain.from_iterable(page.sources() for page in self.pages)
 
     def __contains__(self, source: object) -> bool:
         return any(one == source for one in self)
@@ -77,7 +119,9 @@ class SlideList(Collection[SlideSource]):
 
 
 def _is_plain(source: SlideSource) -> bool:
-    return source.error is None and all(type(v) in PLAIN for v in source.attributes.values())
+    if source.error is not None:
+        return False
+    return not source.attributes or all(type(v) in PLAIN for v in source.attributes.values())
 
 
 def _source_of(told: Sequence[Any]) -> SlideSource:
@@ -97,7 +141,7 @@ class Work:
     """Slides that can't even be started, and why."""
     replacing: dict[str, str] = field(default_factory=dict)
     """Slides to embed whose older output is to be replaced: slide_id -> its version."""
-    finished: Collection[SlideSource] = field(default_factory=SlideList)
+    finished: SlideList = field(default_factory=SlideList)
     """Slides that are finished for this input and recipe."""
     passed_over: int = 0
     """Unfinished slides that `retry` does not name."""
@@ -118,7 +162,7 @@ def slides_of(settings: JobSettings) -> list[SlideSource]:
 def choose_work(
     output: Store,
     layout: Layout,
-    sources: Iterable[SlideSource],
+    sources: SlideList,
     state: OutputState,
     settings: JobSettings,
 ) -> Work:
@@ -130,32 +174,60 @@ def choose_work(
     input without a done key is a commit that was cut short: it goes through the graph again, where
     its staged shards make that cheap.
     """
-    finished = SlideList()
-    work = Work(finished=finished)
-    for source in sources:
-        refused = source.error or _unnameable(source, settings.partition_by)
+    sorter, finished = _Sorter(output, layout, state, settings), list[SlidePage]()
+    for page in sources.pages:
+        ids, inputs = page.slide_ids.to_pylist(), page.input_fps.to_pylist()
+        # Nothing to be in doubt about: there is a file, and one done key, which is of this input.
+        ended = [
+            state.done.get(slide_id) == (input_fp,) and slide_id in state.outputs
+            for slide_id, input_fp in zip(ids, inputs, strict=True)
+        ]
+        if not all(ended):
+            for place, source in enumerate(page.sources()):
+                ended[place] = ended[place] or sorter.is_finished(source)
+        finished.append(page.only(ended))
+    work = sorter.work
+    work.finished = SlideList(pages=finished)
+    if settings.retry:
+        _pass_over(output, layout, work, settings.retry)
+    return work
+
+
+@dataclass(frozen=True, slots=True)
+class _Sorter:
+    """Sorts slides one by one, with all that their places depend on."""
+
+    output: Store
+    layout: Layout
+    state: OutputState
+    settings: JobSettings
+    work: Work = field(default_factory=Work)
+
+    def is_finished(self, source: SlideSource) -> bool:
+        """Whether this slide is; if not, it is put among those to do, or those that failed."""
+        work, partition_by = self.work, self.settings.partition_by
+        refused = source.error or _unnameable(source, partition_by)
         if refused is not None:
             work.failures.append((source, Failure.of("list", refused)))
-            continue
-        key = state.key_of(source.slide_id)
+            return False
+        key = self.state.key_of(source.slide_id)
         if key is None:
             work.todo.append(source)
-            continue
-        input_fp, done, etag = source.input_fp, state.done.get(source.slide_id, ()), ""
-        made_from = input_fp
-        if done != (input_fp,):  # else it is the one key there is: nothing to be in doubt about
-            footer, etag = read_version(output, key)
+            return False
+        input_fp, etag = source.input_fp, ""
+        made_from, done = input_fp, self.state.done.get(source.slide_id, ())
+        if done != (input_fp,):
+            footer, etag = read_version(self.output, key)
             # Without a footer the file is not one of ours: committing will tell.
             made_from = footer.input_fp if footer is not None else input_fp
         if made_from == input_fp and input_fp in done:
-            finished.append(source)
-            continue
-        moved = _moved(layout, source, key, settings.partition_by)
+            return True
+        moved = _moved(self.layout, source, key, partition_by)
         if moved is not None:
             work.failures.append((source, Failure.of("list", moved)))
         elif made_from == input_fp:
             work.todo.append(source)
-        elif SourceChangedError.kind in settings.retry:
+        elif SourceChangedError.kind in self.settings.retry:
             work.replacing[source.slide_id] = etag
             work.todo.append(source)
         else:
@@ -164,9 +236,7 @@ def choose_work(
                 "since it was embedded; `embed --retry source-changed` replaces the old output."
             )
             work.failures.append((source, Failure.of("list", error)))
-    if settings.retry:
-        _pass_over(output, layout, work, settings.retry)
-    return work
+        return False
 
 
 def _unnameable(source: SlideSource, partition_by: Sequence[str]) -> LongNameError | None:
@@ -198,6 +268,7 @@ def _pass_over(output: Store, layout: Layout, work: Work, retry: Sequence[str]) 
     asked = [source for source in work.todo if source.slide_id not in work.replacing]
     records = get_records(output, [layout.record(source.slide_id) for source in asked])
     wanted = {record.slide_id for record in records if record.error_kind in retry}
+    wanted.update(work.replacing)
     before = len(work.todo)
-    work.todo = [s for s in work.todo if s.slide_id in wanted | work.replacing.keys()]
+    work.todo = [source for source in work.todo if source.slide_id in wanted]
     work.passed_over = before - len(work.todo)

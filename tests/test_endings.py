@@ -25,7 +25,7 @@ from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import choose_work
+from ray_pipeline.worklist import SlideList, choose_work
 from tests.dataset.conftest import staged_slide
 
 SETTINGS = JobSettings.model_validate({"slides": ["x"], "output": "out", "model": "toy"})
@@ -60,7 +60,7 @@ def begun(output: Store, source: SlideSource = SOURCE) -> Endings:
         output=output,
         recipe=RECIPE,
         state=state,
-        work=choose_work(output, LAYOUT, [source], state, SETTINGS),
+        work=choose_work(output, LAYOUT, SlideList([source]), state, SETTINGS),
         report=RunReport(
             run="run-2",
             output=output.uri,

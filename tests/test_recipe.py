@@ -8,12 +8,14 @@ from typing import cast
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ray_pipeline.encoders.encoder import probe_identity
 from ray_pipeline.encoders.registry import MODELS, get_spec
 from ray_pipeline.encoders.spec import ModelSpec
 from ray_pipeline.errors import OffSpecError
-from ray_pipeline.recipe import tiling_of, tissue_rule_of
+from ray_pipeline.recipe import fingerprint_of, input_fingerprint, tiling_of, tissue_rule_of
 from ray_pipeline.rows import from_table
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.slides.normalise import NormaliseRule
@@ -72,3 +74,14 @@ def test_a_model_of_other_tiles_is_planned_read_and_encoded_with_its_own(
     assert shard.info["tile_px"] == 392
     assert shard.embedding is not None
     assert shard.embedding.shape == (2, 128)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(TEXTS, TEXTS, st.none() | st.floats(0.05, 20))
+def test_an_inputs_fingerprint_is_that_of_its_canonical_json(
+    uri: str, etag: str, mpp: float | None
+) -> None:
+    told = {"uri": uri, "etag": etag, "mpp_override": mpp, "coordinates": None}
+    assert input_fingerprint(uri=uri, etag=etag, mpp_override=mpp) == fingerprint_of(told)

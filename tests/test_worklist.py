@@ -40,7 +40,7 @@ def job_of(output: Store, source: SlideSource, **said: Any) -> CommitJob:
 
 def chosen(output: Store, source: SlideSource, **said: Any) -> Work:
     settings = JobSettings.model_validate({"slides": ["x"], "output": "out", **said})
-    return choose_work(output, LAYOUT, [source], read_state(output, LAYOUT), settings)
+    return choose_work(output, LAYOUT, SlideList([source]), read_state(output, LAYOUT), settings)
 
 
 def done_keys(output: Store) -> list[str]:
@@ -50,7 +50,7 @@ def done_keys(output: Store) -> list[str]:
 def test_a_slide_is_finished_when_its_file_and_its_done_key_stand(output: Store) -> None:
     commit_slide(job_of(output, V1))
     work = chosen(output, V1)
-    assert (work.finished, work.todo, work.failures) == ([V1], [], [])
+    assert (list(work.finished), work.todo, work.failures) == ([V1], [], [])
 
 
 def test_a_slide_whose_file_was_deleted_is_done_again(output: Store) -> None:
@@ -58,7 +58,7 @@ def test_a_slide_whose_file_was_deleted_is_done_again(output: Store) -> None:
     commit_slide(job)
     output.delete([job.key])
     work = chosen(output, V1)
-    assert (work.finished, work.todo) == ([], [V1])
+    assert (list(work.finished), work.todo) == ([], [V1])
 
 
 def test_a_file_replaced_just_before_a_crash_is_known_by_its_footer(output: Store) -> None:
@@ -176,6 +176,26 @@ def test_all_that_is_told_of_a_slide_comes_out_of_the_list(told: SlideSource) ->
     assert came == told
     types = [type(value) for value in told.attributes.values()]
     assert [type(value) for value in came.attributes.values()] == types
+
+
+def test_a_list_of_some_of_the_slides_of_another_has_just_those(output: Store) -> None:
+    sources = [*many_sources(PACKED_SLIDES + 5), replace(TOLD, attributes={"blocks": [1]})]
+    (first, second) = SlideList(sources).pages
+    chosen = [number % 3 == 0 for number in range(PACKED_SLIDES)]
+    some = SlideList(pages=[first.only(chosen), second.only([True, False] * 3)])
+    left = [*sources[:PACKED_SLIDES:3], *sources[PACKED_SLIDES::2]]
+    assert (list(some), len(some)) == (left, len(left))
+    assert some.slide_ids() == [source.slide_id for source in left]
+    assert list(some.inputs()) == [(source.slide_id, source.input_fp) for source in left]
+    again = SlideList(pages=[some.pages[0].only([False, True] * (len(left[:-3]) // 2))])
+    assert list(again) == left[1:-3:2]
+
+
+def test_a_slide_that_cannot_be_had_has_no_input() -> None:
+    gone = replace(V2, slide_id="gone", error=NotFoundError("gone: it is not there."))
+    slides = SlideList([V1, gone])
+    assert list(slides.inputs()) == [("slide-1", V1.input_fp)]
+    assert slides.slide_ids() == ["slide-1", "gone"]
 
 
 def test_a_finished_slide_takes_little_memory(output: Store) -> None:

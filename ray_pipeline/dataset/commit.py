@@ -140,7 +140,7 @@ def sweep(output: Store, layout: Layout, state: OutputState, finished: Iterable[
             if footer is not None and shards:
                 delete_fragments(output, layout, slide_id, footer.plan_fp, max(shards) + 1)
 
-    left = [slide_id for slide_id in finished if slide_id in state.staged]
+    left = [one for one in finished if one in state.staged] if state.staged else []
     with ThreadPoolExecutor(SWEPT_AT_ONCE) as pool:
         list(pool.map(swept, left))
 

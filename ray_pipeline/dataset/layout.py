@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,14 @@ LONGEST_NAME_BYTES = 200
 """Most bytes of a folder's name: local file systems end at 255, and endings are still to come."""
 
 
+PLAIN_NAME = re.compile(r"[\w~-][\w.~-]*", re.ASCII)
+"""Names that percent-encoding leaves as they are."""
+
+
 def folder_name(value: str) -> str:
     """`value` percent-encoded so that it is one path segment and never `.` or `..`."""
+    if PLAIN_NAME.fullmatch(value):
+        return value
     encoded = quote(value, safe="")
     return encoded if encoded.strip(".") else encoded.replace(".", "%2E")
 

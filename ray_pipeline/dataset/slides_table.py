@@ -139,8 +139,8 @@ def _compared(
     ordered = np.sort(known)
 
     def stale() -> Iterator[tuple[str, str]]:
-        infos = output.list(layout.records, cuts=cuts(layout.records, sorted(few)))
-        while rows := [(_slide_of(info.key), info.etag) for info in islice(infos, CHUNK_RECORDS)]:
+        for page in output.pages(layout.records, cuts=cuts(layout.records, sorted(few))):
+            rows = [(_slide_of(info.key), info.etag) for info in page]
             listed.append(_hashes(rows))
             yield from compress(rows, ~_among(listed[-1], ordered))
 

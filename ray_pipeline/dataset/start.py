@@ -139,15 +139,19 @@ def read_state(output: Store, layout: Layout, slide_ids: Sequence[str] = ()) -> 
         return ours.get(slide_id) if ours else slide_id
 
     done: dict[str, tuple[str, ...]] = {}
-    for info in output.list(layout.done, cuts=cuts(layout.done, slide_ids)):
-        slide, _, input_fp = info.key.removeprefix(layout.done).strip("/").rpartition("/")
-        if (slide_id := kept(original_name(slide))) is not None:
-            done[slide_id] = (*done.get(slide_id, ()), input_fp)
+    start = len(layout.done) + 1
+    for page in output.pages(layout.done, cuts=cuts(layout.done, slide_ids)):
+        for info in page:
+            slide, _, input_fp = info.key[start:].rpartition("/")
+            if (slide_id := kept(original_name(slide))) is not None:
+                others = done.get(slide_id)
+                done[slide_id] = (input_fp,) if others is None else (*others, input_fp)
     outputs: dict[str, str] = {}
     by_slide = cuts(layout.embeddings, slide_ids, before="slide=")
-    for info in output.list(layout.embeddings, cuts=by_slide):
-        found = slide_of_output(info.key)
-        if found is not None and (slide_id := kept(found)) is not None:
-            # One string for all slides of a folder, for the same reason.
-            outputs[slide_id] = intern(info.key.rsplit("/", 2)[0])
+    for page in output.pages(layout.embeddings, cuts=by_slide):
+        for info in page:
+            found = slide_of_output(info.key)
+            if found is not None and (slide_id := kept(found)) is not None:
+                # One string for all slides of a folder, for the same reason.
+                outputs[slide_id] = intern(info.key.rsplit("/", 2)[0])
     return OutputState(done=done, outputs=outputs, staged=list_staged(output, layout))

@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 COMMAND = "ray job submit --working-dir . -- python -m ray_pipeline embed --config job.yaml"
 """As the README tells it."""
+README = (ROOT / "README.md").read_text()
+HEAD_ADDRESS, OTHER_ADDRESS = "10.0.0.1", "10.0.0.2"
+"""As the README tells them."""
 PORT, DASHBOARD = 6379, 8265
 SLIDES = 6
 DEADLINE_S = 300
@@ -77,12 +80,13 @@ class Cluster:
         """The head, then all others one by one; each is waited for."""
         self._start(
             self.head,
-            *("--head", "--port", str(PORT), "--num-cpus", "0", "--no-monitor"),
+            *_told("ray start --head"),
+            *("--port", str(PORT), "--num-cpus", "0", "--no-monitor"),
             *("--dashboard-host", self.head.address, "--dashboard-port", str(DASHBOARD)),
             *("--temp-dir", str(self._folder)),
         )
         for host, options in zip(self.others, NODES.values(), strict=True):
-            self._start(host, "--address", self.env["RAY_ADDRESS"], *options)
+            self._start(host, *_told("ray start --address"), *options)
 
     def run(self, *words: str, timeout_s: float = DEADLINE_S) -> str:
         """Standard output of a command on the head's host; it must end well."""
@@ -110,12 +114,15 @@ class Cluster:
             node.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, host: Host, *options: str) -> None:
+    def _start(self, host: Host, *words: str) -> None:
         log = self._folder / f"{host.name}.log"
+        addresses = {HEAD_ADDRESS: self.head.address, OTHER_ADDRESS: host.address}
+        for told, real in addresses.items():
+            words = tuple(word.replace(told, real) for word in words)
         with log.open("w") as file:
             process = subprocess.Popen(
                 host.command(
-                    *("ray", "start", "--node-ip-address", host.address, *options),
+                    *words,
                     *("--disable-usage-stats", "--object-store-memory", str(512 << 20), "--block"),
                 ),
                 env=self.env | {"RAY_ADDRESS": ""},
@@ -129,6 +136,12 @@ class Cluster:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
+
+
+def _told(start: str) -> list[str]:
+    """The README's one command that begins so."""
+    (line,) = [line for line in README.splitlines() if line.startswith(start)]
+    return line.partition("#")[0].split()
 
 
 @contextmanager

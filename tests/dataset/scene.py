@@ -20,7 +20,7 @@ from ray_pipeline.dataset.start import read_state
 from ray_pipeline.errors import HistorayError
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import choose_work
+from ray_pipeline.worklist import SlideList, choose_work
 from tests.dataset.simulated import DIM, JOB, LAYOUT, RECIPE, Run, Sources, Task, Truth
 from tests.servers.memory import Conditions
 from tests.servers.stepped import Fate, Put, SteppedServer
@@ -230,12 +230,12 @@ class Scene:
         """What a run would pass over as finished has its file, of that very input."""
         output = Store.open(f"s3://{OBSERVER}")
         state = read_state(output, LAYOUT)
-        sources = [
+        sources = SlideList(
             truth.source
             for slide_id, truths in self.sources.truths.items()
             for truth in truths
             if truth.source.input_fp in state.done.get(slide_id, ())
-        ]
+        )
         work = choose_work(output, LAYOUT, sources, state, JobSettings.model_validate(JOB))
         for source in work.finished:
             if source.slide_id not in self.raced:

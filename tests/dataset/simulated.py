@@ -34,7 +34,7 @@ from ray_pipeline.slides.grid import ReadGeometry
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.stages import PlanSlide, StageShard, slide_task
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import Work, choose_work
+from ray_pipeline.worklist import SlideList, Work, choose_work
 
 DIM = 4
 IDENTITY = EncoderIdentity.of(
@@ -197,8 +197,8 @@ class Run:
         conditional = probe_conditional(self.output, self.name)
         claim_recipe(self.output, LAYOUT, RECIPE.to_dict(), ())
         state = read_state(self.output, LAYOUT, sorted(sources))
-        work = choose_work(self.output, LAYOUT, list(sources.values()), state, settings)
-        sweep(self.output, LAYOUT, state, (source.slide_id for source in work.finished))
+        work = choose_work(self.output, LAYOUT, SlideList(sources.values()), state, settings)
+        sweep(self.output, LAYOUT, state, work.finished.slide_ids())
         endings = Endings(
             output=self.output,
             recipe=RECIPE,
