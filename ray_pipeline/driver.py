@@ -67,12 +67,13 @@ def begin(
     """
     layout = Layout(recipe.fingerprint)
     claim_recipe(output, layout, recipe.to_dict(), settings.partition_by)
-    state = read_state(output, layout, sources.slide_ids())
+    state = read_state(output, layout, sources.inputs())
     work = choose_work(output, layout, sources, state, settings)
     sweep(output, layout, state, work.finished.slide_ids())
     asked = [source.slide_id for source in work.todo if source.slide_id in state.done]
     # Of finished slides nobody asks again: 170 bytes each.
-    state = replace(state, done={slide_id: state.done[slide_id] for slide_id in asked})
+    done = {slide_id: state.done[slide_id] for slide_id in asked}
+    state = replace(state, done=done, settled=frozenset())
     report = RunReport(
         run=run,
         output=output.uri,

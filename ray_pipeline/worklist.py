@@ -42,7 +42,7 @@ class SlidePage:
     slide_ids: pa.StringArray
     """Ids of its slides."""
     input_fps: pa.StringArray
-    """Their fingerprints; null for one that can't be had."""
+    """Their fingerprints; "" for one that can't be had."""
     _packed: str
     _kept: Mapping[int, SlideSource]
     _places: Sequence[int]
@@ -55,7 +55,7 @@ class SlidePage:
         rows = [None if at in kept else _told_of(one) for at, one in enumerate(sources)]
         return cls(
             pa.array([one.slide_id for one in sources], pa.string()),
-            pa.array([None if one.error else one.input_fp for one in sources], pa.string()),
+            pa.array(["" if one.error else one.input_fp for one in sources], pa.string()),
             json.dumps(rows, separators=(",", ":")),
             kept,
             range(len(sources)),
@@ -98,10 +98,9 @@ class SlideList(Collection[SlideSource]):
         return [slide_id for page in self.pages for slide_id in page.slide_ids.to_pylist()]
 
     def inputs(self) -> Iterator[tuple[str, str]]:
-        """(slide_id, input_fp) of all of them that can be had, in order."""
+        """(slide_id, input_fp) of all of them, in order; "" for one that can't be had."""
         for page in self.pages:
-            pairs = zip(page.slide_ids.to_pylist(), page.input_fps.to_pylist(), strict=True)
-            yield from pairs if not page.input_fps.null_count else (p for p in pairs if p[1])
+            yield from zip(page.slide_ids.to_pylist(), page.input_fps.to_pylist(), strict=True)
 
     def __len__(self) -> int:
         return sum(len(page.slide_ids) for page in self.pages)
@@ -168,18 +167,20 @@ def choose_work(
 ) -> Work:
     """Sort the job's slides.
 
-    A slide is finished when its file and its done key for this input stand, and no other done key
-    casts doubt on the file: then its footer decides. A file made from another input is
-    `source-changed`: reported, and replaced only when `retry` names that kind. A file of this
-    input without a done key is a commit that was cut short: it goes through the graph again, where
-    its staged shards make that cheap.
+    A slide is finished when it is settled, or when its file and its done key for this input stand,
+    and no other done key casts doubt on the file: then its footer decides. A file made from another
+    input is `source-changed`: reported, and replaced only when `retry` names that kind. A file of
+    this input without a done key is a commit that was cut short: it goes through the graph again,
+    where its staged shards make that cheap.
     """
     sorter, finished = _Sorter(output, layout, state, settings), list[SlidePage]()
     for page in sources.pages:
         ids, inputs = page.slide_ids.to_pylist(), page.input_fps.to_pylist()
-        # Nothing to be in doubt about: there is a file, and one done key, which is of this input.
+        # Nothing to be in doubt about: the slides table has it, or there are a file and one done
+        # key, which is of this input.
         ended = [
-            state.done.get(slide_id) == (input_fp,) and slide_id in state.outputs
+            slide_id in state.settled
+            or (state.done.get(slide_id) == (input_fp,) and slide_id in state.outputs)
             for slide_id, input_fp in zip(ids, inputs, strict=True)
         ]
         if not all(ended):

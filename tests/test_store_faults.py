@@ -52,9 +52,7 @@ def test_whole_objects_survive_broken_replies(proxy: FaultProxy, bucket: str) ->
     assert proxy.counts()["truncate"] > 0
 
 
-def test_that_an_object_is_absent_survives_broken_replies(
-    proxy: FaultProxy, bucket: str
-) -> None:
+def test_that_an_object_is_absent_survives_broken_replies(proxy: FaultProxy, bucket: str) -> None:
     store = Store.open(f"{bucket}/out")
     proxy.set(truncate=0.3, reset=0.2, seed=5)
     for number in range(20):

@@ -9,10 +9,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.layout import Layout
+from ray_pipeline.dataset.records import get_records, put_record
+from ray_pipeline.dataset.slides_table import compact
 from ray_pipeline.dataset.start import OutputState, read_state
 from ray_pipeline.errors import NotFoundError
 from ray_pipeline.settings import JobSettings
@@ -40,7 +44,12 @@ def job_of(output: Store, source: SlideSource, **said: Any) -> CommitJob:
 
 def chosen(output: Store, source: SlideSource, **said: Any) -> Work:
     settings = JobSettings.model_validate({"slides": ["x"], "output": "out", **said})
-    return choose_work(output, LAYOUT, SlideList([source]), read_state(output, LAYOUT), settings)
+    slides = SlideList([source])
+    return choose_work(output, LAYOUT, slides, stated(output, source), settings)
+
+
+def stated(output: Store, *sources: SlideSource) -> OutputState:
+    return read_state(output, LAYOUT, SlideList(sources).inputs())
 
 
 def done_keys(output: Store) -> list[str]:
@@ -100,6 +109,59 @@ def test_where_several_done_keys_stand_the_footer_decides(output: Store) -> None
     assert work.finished == []
     assert [failure.kind for _, failure in work.failures] == ["source-changed"]
     assert chosen(output, V1, retry=["source-changed"]).replacing.keys() == {"slide-1"}
+
+
+def test_a_file_that_the_slides_table_tells_of_is_finished_and_its_done_keys_are_not_looked_at(
+    output: Store,
+) -> None:
+    other = replace(V2, slide_id="slide-2")
+    commit_slide(job_of(output, V1))
+    compact(output, LAYOUT, print)
+    assert (stated(output, V1).settled, stated(output, V1).done) == ({"slide-1"}, {})
+    commit_slide(job_of(output, other))
+    state = stated(output, V1, other)
+    assert (state.settled, state.done) == ({"slide-1"}, {"slide-2": (other.input_fp,)})
+    compact(output, LAYOUT, print)
+    output.delete(info.key for info in list(output.list(LAYOUT.done)))
+    assert stated(output, V1, other).settled == {"slide-1", "slide-2"}
+    assert (list(chosen(output, V1).finished), chosen(output, other).todo) == ([V1], [])
+
+
+def test_a_slide_that_the_slides_table_tells_otherwise_is_not_settled(output: Store) -> None:
+    commit_slide(job_of(output, V1))
+    assert stated(output, V1).settled == set(), "there is no table"
+    compact(output, LAYOUT, print)
+    assert stated(output, V2).settled == set(), "its file is of another input"
+
+    standing = output.get(job_of(output, V1).key)
+    output.delete([job_of(output, V1).key])
+    assert stated(output, V1).settled == set(), "its file is gone"
+    output.put(job_of(output, V1).key, standing + b"!")
+    assert stated(output, V1).settled == set(), "its file is another one"
+
+    (record,) = get_records(output, [LAYOUT.record("slide-1")])
+    version = output.head(job_of(output, V1).key).etag
+    put_record(output, LAYOUT, replace(record, output_etag=version))
+    compact(output, LAYOUT, print)
+    assert stated(output, V1).settled == {"slide-1"}
+    noted = replace(record, output_etag=version, error_kind="no-mpp", reason="none.")
+    put_record(output, LAYOUT, noted)
+    compact(output, LAYOUT, print)
+    assert stated(output, V1).settled == set(), "its record tells of a failure since"
+    put_record(output, LAYOUT, replace(record, output_etag="~3-1760000000"))
+    compact(output, LAYOUT, print)
+    assert stated(output, V1).settled == set(), "a version that others may have"
+
+
+def test_a_slides_table_of_before_files_versions_settles_nothing(output: Store) -> None:
+    commit_slide(job_of(output, V1))
+    compact(output, LAYOUT, print)
+    older = pq.read_table(output.open_file(LAYOUT.slides_table)).drop_columns(["output_etag"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(older, sink)
+    output.put(LAYOUT.slides_table, sink.getvalue().to_pybytes())
+    assert stated(output, V1).settled == set()
+    assert list(chosen(output, V1).finished) == [V1]
 
 
 @pytest.mark.parametrize("slide_id", ["x" * 201, "ä" * 34])
@@ -194,7 +256,7 @@ def test_a_list_of_some_of_the_slides_of_another_has_just_those(output: Store) -
 def test_a_slide_that_cannot_be_had_has_no_input() -> None:
     gone = replace(V2, slide_id="gone", error=NotFoundError("gone: it is not there."))
     slides = SlideList([V1, gone])
-    assert list(slides.inputs()) == [("slide-1", V1.input_fp)]
+    assert list(slides.inputs()) == [("slide-1", V1.input_fp), ("gone", "")]
     assert slides.slide_ids() == ["slide-1", "gone"]
 
 

@@ -41,6 +41,7 @@ CREATE EXTERNAL TABLE slides (
   bytes_needed bigint,
   retries bigint,
   output string,
+  output_etag string,
   input_fp string,
   plan_fp string,
   run string,

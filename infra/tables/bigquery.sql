@@ -44,6 +44,7 @@ CREATE EXTERNAL TABLE cohort_7.slides (
   bytes_needed INT64,
   retries INT64,
   output STRING,
+  output_etag STRING,
   input_fp STRING,
   plan_fp STRING,
   run STRING,

@@ -43,6 +43,7 @@ CREATE EXTERNAL TABLE slides (
   bytes_needed NUMBER(19, 0) AS (value:bytes_needed::NUMBER(19, 0)),
   retries NUMBER(19, 0) AS (value:retries::NUMBER(19, 0)),
   output VARCHAR AS (value:output::VARCHAR),
+  output_etag VARCHAR AS (value:output_etag::VARCHAR),
   input_fp VARCHAR AS (value:input_fp::VARCHAR),
   plan_fp VARCHAR AS (value:plan_fp::VARCHAR),
   run VARCHAR AS (value:run::VARCHAR),

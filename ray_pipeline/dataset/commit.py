@@ -15,7 +15,7 @@ import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -225,18 +225,15 @@ def _output_rows(
     )
 
 
-def _replace(job: CommitJob, data: bytes, etag: str) -> None:
-    """Put the file over version `etag` of the one that stands, and over no other."""
+def _replace(job: CommitJob, data: bytes, etag: str) -> str:
+    """Put the file over version `etag` of the one that stands, and over no other; its version."""
     if job.conditional:
-        try:
-            job.output.put(job.key, data, if_match=etag)
-        except UnsupportedError:
-            pass  # a store may know one condition and not the other
-        else:
-            return
+        # A store may know one condition and not the other.
+        with suppress(UnsupportedError):
+            return job.output.put(job.key, data, if_match=etag)
     if job.output.head(job.key).etag != etag:
         raise PreconditionError(f"{job.output.uri_of(job.key)} is no longer version {etag}.")
-    job.output.put(job.key, data)
+    return job.output.put(job.key, data)
 
 
 def _put_once(job: CommitJob, data: bytes, built: Standing) -> Standing:
@@ -246,15 +243,12 @@ def _put_once(job: CommitJob, data: bytes, built: Standing) -> Standing:
     for attempt in range(PUT_ATTEMPTS):
         try:
             if job.replace_etag is not None:
-                _replace(job, data, job.replace_etag)
-                return built
+                return replace(built, etag=_replace(job, data, job.replace_etag))
             if job.conditional:
-                job.output.put(job.key, data, if_absent=True)
-                return built
+                return replace(built, etag=job.output.put(job.key, data, if_absent=True))
             standing = read_standing(job.output, job.key)
             if standing is None:
-                job.output.put(job.key, data)
-                return built
+                return replace(built, etag=job.output.put(job.key, data))
         except (PreconditionError, UnreachableError) as error:
             standing = read_standing(job.output, job.key)
             if standing is None:

@@ -23,6 +23,7 @@ LONGEST_NAME_BYTES = 200
 """Most bytes of a folder's name: local file systems end at 255, and endings are still to come."""
 
 
+_FILE_BELOW = f"/{EMBEDDINGS_FILE}"
 PLAIN_NAME = re.compile(r"[\w~-][\w.~-]*", re.ASCII)
 """Names that percent-encoding leaves as they are."""
 
@@ -177,13 +178,20 @@ def partitions_of_output(key: str, names: Sequence[str]) -> dict[str, str | None
 
 
 def slide_of_output(key: str) -> str | None:
-    """The slide_id in the key of an embeddings file, or None for any other key.
+    """The slide_id in the key of an embeddings file, or None for any other key."""
+    found = folder_and_slide(key)
+    return None if found is None else found[1]
+
+
+def folder_and_slide(key: str) -> tuple[str, str] | None:
+    """What `output_in` made the key of an embeddings file from; None for any other key.
 
     Also for a name that `folder_name` would have encoded in another way: that is no file of ours.
     """
-    segments = key.split("/")
-    if len(segments) < 2 or segments[-1] != EMBEDDINGS_FILE:
+    if not key.endswith(_FILE_BELOW):
         return None
-    name = segments[-2].removeprefix("slide=")
+    folder, mark, name = key[: -len(_FILE_BELOW)].rpartition("/slide=")
+    if PLAIN_NAME.fullmatch(name):
+        return folder, name
     slide_id = original_name(name)
-    return slide_id if segments[-2] == f"slide={folder_name(slide_id)}" else None
+    return (folder, slide_id) if mark and name == folder_name(slide_id) else None

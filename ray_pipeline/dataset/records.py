@@ -61,6 +61,8 @@ class SlideRecord:
     """GETs sent again after a short, broken or stalled body."""
     output: str | None = None
     """Key of the slide's file below the output's root."""
+    output_etag: str | None = None
+    """Version of that file as its store told it; None where it told none."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Vendor, sizes, mpp, level, mask numbers."""
     attributes: dict[str, Any] = field(default_factory=dict)

@@ -82,6 +82,7 @@ SLIDE_COLUMNS = pa.schema(
         ("bytes_needed", pa.int64()),
         ("retries", pa.int64()),
         ("output", pa.string()),
+        ("output_etag", pa.string()),
         ("input_fp", pa.string()),
         ("plan_fp", pa.string()),
         ("run", pa.string()),
@@ -94,7 +95,7 @@ SLIDE_COLUMNS = pa.schema(
 """Columns of the slides table; the manifest's own columns follow them."""
 SLIDE_VECTORS = ("mean_embedding", "max_embedding")
 """Those that hold [D] numbers: over the slide's tiles, the mean and the largest of each."""
-LATER_COLUMNS = ("max_embedding",)
+LATER_COLUMNS = ("max_embedding", "output_etag")
 """Those that tables and records written before lack: null for their slides."""
 
 

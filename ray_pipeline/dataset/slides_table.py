@@ -28,6 +28,8 @@ from ray_pipeline.store import Store
 
 CHUNK_RECORDS = 1024
 """Rows handled at a time: bounds memory at some 20 MB for two vectors of 1,536 numbers each."""
+LISTED_RECORDS = 16_384
+"""Of a listing, those that are compared at a time: each time its threads get in between."""
 READ_ATTEMPTS = 4
 """Tries of reading a table that another driver replaces meanwhile."""
 UNREADABLE = (pa.ArrowException, KeyError, TypeError, ValueError)
@@ -53,6 +55,32 @@ def read_slides(output: Store, layout: Layout) -> pa.Table:
     Right also after a run that died before it could compact; writes nothing.
     """
     return _settled(lambda: _read(output, layout))
+
+
+class FinishedFiles:
+    """Finished slides as the table tells them: each with its input, and its file's version."""
+
+    def __init__(self, output: Store, layout: Layout) -> None:
+        self._known = _settled(lambda: _finished(output, layout))
+
+    def of(self, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+        """Slides of (slide_id, input_fp, version of the file that stands) that are finished.
+
+        No other file has that version, and the table has it from who put it there.
+        """
+        if not len(self._known):
+            return iter(())
+        return compress((row[0] for row in rows), _among(_hashes(rows), self._known))
+
+
+def _finished(output: Store, layout: Layout) -> Hashes:
+    standing = _standing(output, layout)
+    if standing is None or not _is_whole(standing):
+        return np.empty(0, np.int64)
+    rows = _told(standing, "input_fp", "output_etag", "error_kind")
+    # A version of the form `~size-mtime` may be that of another file.
+    told = (row[:3] for row in rows if row[3] is None and row[2] and row[2][0] != "~")
+    return np.sort(_hashes(told))
 
 
 def told_otherwise(output: Store, layout: Layout, inputs: Iterable[tuple[str, str]]) -> set[str]:
@@ -139,8 +167,8 @@ def _compared(
     ordered = np.sort(known)
 
     def stale() -> Iterator[tuple[str, str]]:
-        for page in output.pages(layout.records, cuts=cuts(layout.records, sorted(few))):
-            rows = [(_slide_of(info.key), info.etag) for info in page]
+        infos = output.list(layout.records, cuts=cuts(layout.records, sorted(few)))
+        while rows := [(_slide_of(info.key), info.etag) for info in islice(infos, LISTED_RECORDS)]:
             listed.append(_hashes(rows))
             yield from compress(rows, ~_among(listed[-1], ordered))
 
@@ -164,7 +192,10 @@ def _hashes(rows: Iterable[tuple[Any, ...]]) -> Hashes:
 
 def _among(hashes: Hashes, known: Hashes) -> npt.NDArray[np.bool_]:
     """Which of `hashes` are among the sorted `known`."""
-    return np.searchsorted(known, hashes, "right") > np.searchsorted(known, hashes, "left")
+    if not len(known):
+        return np.zeros(len(hashes), np.bool_)
+    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return np.equal(known[places], hashes)
 
 
 def _slide_of(key: str) -> str:

@@ -51,6 +51,8 @@ class Standing:
 
     key: str
     """Key of the file."""
+    etag: str = ""
+    """Its version; empty where it is not known."""
     footer: Footer | None = None
     """Its footer; None when the file is not one of ours."""
     coordinates: pa.Table | None = None
@@ -108,6 +110,7 @@ class Standing:
             error_kind=None,
             reason=None,
             output=self.key,
+            output_etag=self.etag or None,
             facts=(record.facts if record.input_fp == footer.input_fp else None) or facts,
             mean_embedding=None if self.mean is None else encode_vector(self.mean),
             max_embedding=None if self.largest is None else encode_vector(self.largest),
@@ -182,6 +185,7 @@ def _read(output: Store, key: str) -> Standing:
         pool.add(batch.column(0).flatten().to_numpy().reshape(batch.num_rows, -1))
     return Standing(
         key=key,
+        etag=info.etag,
         footer=Footer.from_metadata(file.schema_arrow.metadata),
         coordinates=file.read(columns=["tile", "x", "y"]).replace_schema_metadata(None),
         mean=pool.mean,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from sys import intern
 from typing import Any
 
 from ray_pipeline.dataset.layout import (
     Layout,
     cuts,
+    folder_and_slide,
     original_name,
     output_in,
     probe_key,
-    slide_of_output,
 )
 from ray_pipeline.dataset.recipes import standing_recipe
 from ray_pipeline.dataset.schema import SLIDE_COLUMNS, embeddings_schema
+from ray_pipeline.dataset.slides_table import FinishedFiles
 from ray_pipeline.dataset.staging import list_staged
 from ray_pipeline.errors import (
     PreconditionError,
@@ -30,6 +32,8 @@ from ray_pipeline.errors import (
 )
 from ray_pipeline.store import Store
 
+LISTED_FILES = 16_384
+"""Files that are looked at a time: each time the listing's threads get in between."""
 PROBE_LOSSES = 4
 """Writes of the probe without an answer after which the output counts as out of reach."""
 
@@ -111,14 +115,16 @@ def check_partitions(partition_by: Sequence[str], attributes: Sequence[str]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputState:
-    """What an output already holds for one recipe, by three LISTs."""
+    """What an output already holds for one recipe, by two or three LISTs."""
 
-    done: dict[str, tuple[str, ...]]
-    """slide_id -> input fingerprints it is finished for."""
     outputs: dict[str, str]
     """slide_id -> folder in which `slide=` and its file stand; see `key_of`."""
     staged: dict[str, dict[str, list[int]]]
     """slide_id -> plan_fp -> staged shards."""
+    settled: Set[str] = frozenset()
+    """Slides whose file is of the version, and of the input, that the slides table tells."""
+    done: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """slide_id -> input fingerprints it is finished for; nothing of slides that are settled."""
 
     def key_of(self, slide_id: str) -> str | None:
         """Key of the slide's file; None where there is none."""
@@ -126,32 +132,50 @@ class OutputState:
         return None if folder is None else output_in(folder, slide_id)
 
 
-def read_state(output: Store, layout: Layout, slide_ids: Sequence[str] = ()) -> OutputState:
-    """List what is finished, what stands and what is staged.
+def read_state(
+    output: Store, layout: Layout, inputs: Iterable[tuple[str, str]] = ()
+) -> OutputState:
+    """List what stands, what is staged and, unless the slides table settles it, what is finished.
 
-    With `slide_ids`, those of a job and sorted, long listings take an eighth of the time, and of
-    other slides nothing is kept of what is finished and what stands.
+    With `inputs`, the (slide_id, input_fp) of a job's slides in order, long listings take an eighth
+    of the time, nothing is kept of other slides, and where all of these are settled, no done key is
+    looked at.
     """
-    ours = dict(zip(slide_ids, slide_ids, strict=True))
-
-    def kept(slide_id: str) -> str | None:
-        # The job's own string: a million ids twice more would be an eighth of a gigabyte.
-        return ours.get(slide_id) if ours else slide_id
-
+    fingerprints = dict(inputs)
+    # The job's own strings: a million ids twice more would be an eighth of a gigabyte.
+    own = {slide_id: slide_id for slide_id in fingerprints}
+    slide_ids, settled = list(own), set[str]()
+    finished = FinishedFiles(output, layout) if own else None
+    outputs: dict[str, str] = {}
+    listed = output.list(
+        layout.embeddings, cuts=cuts(layout.embeddings, slide_ids, before="slide=")
+    )
+    while some := list(islice(listed, LISTED_FILES)):
+        rows = []
+        for info in some:
+            found = folder_and_slide(info.key)
+            if found is None:
+                continue
+            folder, slide_id = found
+            if own:
+                if slide_id not in own:
+                    continue
+                slide_id = own[slide_id]
+                rows.append((slide_id, fingerprints[slide_id], info.etag))
+            # One string for all slides of a folder, for the same reason.
+            outputs[slide_id] = intern(folder)
+        if finished is not None:
+            settled.update(finished.of(rows))
     done: dict[str, tuple[str, ...]] = {}
     start = len(layout.done) + 1
-    for page in output.pages(layout.done, cuts=cuts(layout.done, slide_ids)):
-        for info in page:
+    if not own or len(settled) < len(own):
+        for info in output.list(layout.done, cuts=cuts(layout.done, slide_ids)):
             slide, _, input_fp = info.key[start:].rpartition("/")
-            if (slide_id := kept(original_name(slide))) is not None:
-                others = done.get(slide_id)
-                done[slide_id] = (input_fp,) if others is None else (*others, input_fp)
-    outputs: dict[str, str] = {}
-    by_slide = cuts(layout.embeddings, slide_ids, before="slide=")
-    for page in output.pages(layout.embeddings, cuts=by_slide):
-        for info in page:
-            found = slide_of_output(info.key)
-            if found is not None and (slide_id := kept(found)) is not None:
-                # One string for all slides of a folder, for the same reason.
-                outputs[slide_id] = intern(info.key.rsplit("/", 2)[0])
-    return OutputState(done=done, outputs=outputs, staged=list_staged(output, layout))
+            slide_id = original_name(slide)
+            if slide_id in settled or (own and slide_id not in own):
+                continue
+            slide_id = own.get(slide_id, slide_id)
+            done[slide_id] = (*done.get(slide_id, ()), input_fp)
+    return OutputState(
+        outputs=outputs, staged=list_staged(output, layout), settled=settled, done=done
+    )

@@ -54,18 +54,21 @@ def fill_finished(
         done = [layout.done_key(slide_id, fp) for slide_id, fp in zip(ids, inputs, strict=True)]
         server.fill(bucket, records, RECORD_BYTES)
         server.fill(bucket, done, 0)
-        server.fill(bucket, [layout.output(slide_id, {}) for slide_id in ids], FILE_BYTES)
-        tables.append(_rows(ids, inputs, [etag_of_filled(key) for key in records]))
+        files = [layout.output(slide_id, {}) for slide_id in ids]
+        server.fill(bucket, files, FILE_BYTES)
+        told = {"slide_id": ids, "input_fp": inputs}
+        for name, keys in (("record_etag", records), ("output_etag", files)):
+            told[name] = [etag_of_filled(key) for key in keys]
+        tables.append(_rows(told))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slides.parquet"
         pq.write_table(pa.concat_tables(tables), path, row_group_size=CHUNK_RECORDS)
         Store.open(OUTPUT).put(layout.slides_table, path.read_bytes())
 
 
-def _rows(ids: list[str], inputs: list[str], versions: list[str]) -> pa.Table:
-    told = {"slide_id": pa.array(ids), "input_fp": pa.array(inputs)}
-    told["record_etag"] = pa.array(versions)
-    columns = [told.get(one.name, pa.nulls(len(ids), one.type)) for one in SLIDE_COLUMNS]
+def _rows(told: dict[str, list[str]]) -> pa.Table:
+    nothing = [None] * len(told["slide_id"])
+    columns = [pa.array(told.get(one.name, nothing), one.type) for one in SLIDE_COLUMNS]
     return pa.Table.from_arrays(columns, schema=SLIDE_COLUMNS)
 
 

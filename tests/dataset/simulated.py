@@ -196,8 +196,9 @@ class Run:
         sources = {source.slide_id: source for source in self.sources.listed()}
         conditional = probe_conditional(self.output, self.name)
         claim_recipe(self.output, LAYOUT, RECIPE.to_dict(), ())
-        state = read_state(self.output, LAYOUT, sorted(sources))
-        work = choose_work(self.output, LAYOUT, SlideList(sources.values()), state, settings)
+        slides = SlideList(sources[slide_id] for slide_id in sorted(sources))
+        state = read_state(self.output, LAYOUT, slides.inputs())
+        work = choose_work(self.output, LAYOUT, slides, state, settings)
         sweep(self.output, LAYOUT, state, work.finished.slide_ids())
         endings = Endings(
             output=self.output,

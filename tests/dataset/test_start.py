@@ -122,7 +122,7 @@ def test_of_other_slides_than_the_jobs_nothing_is_kept(output: Store) -> None:
         output.put(LAYOUT.output(slide_id, {"site": "x"}), b"")
         output.put(LAYOUT.done_key(slide_id, "1"), b"")
     output.put(LAYOUT.done_key("a b", "2"), b"")
-    state = read_state(output, LAYOUT, ["a b", "c", "e"])
+    state = read_state(output, LAYOUT, [("a b", "1"), ("c", "1"), ("e", "1")])
     assert {slide_id: set(fps) for slide_id, fps in state.done.items()} == {
         "a b": {"1", "2"},
         "c": {"1"},
