@@ -139,9 +139,9 @@ def absent(backend: ObjectStore, path: str) -> bool:
 
 def etag_of(meta: Mapping[str, Any]) -> str:
     """An object's version tag without quotes; `~size-mtime` for none, or a weak one."""
-    raw = meta.get("e_tag")
-    if raw and not raw.startswith("W/"):
-        return str(raw).strip('"')
+    raw: str | None = meta.get("e_tag")
+    if raw and raw[:2] != "W/":
+        return raw.strip('"')
     modified = meta.get("last_modified")
     stamp = int(modified.timestamp()) if isinstance(modified, datetime) else 0
     return f"~{meta['size']}-{stamp}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ray_pipeline.errors import (
 )
 from ray_pipeline.recipe import input_fingerprint
 from ray_pipeline.redaction import fit_to_keep
+from ray_pipeline.side_by_side import side_by_side
 from ray_pipeline.slides.dicom import dicom_etag
 from ray_pipeline.slides.slide import (
     SLIDE_SUFFIXES,
@@ -144,7 +145,7 @@ def _expand(entry: str) -> Iterator[SlideSource]:
         yield SlideSource(slide_id=slide_id_of(uri), uri=uri)
     else:
         store = Store.open(entry)
-        yield from _listed(store, store.list(), f"{shown_uri(entry)} holds no slides")
+        yield from _listed(store, _all_of(store), f"{shown_uri(entry)} holds no slides")
 
 
 def _from_glob(entry: str) -> Iterator[SlideSource]:
@@ -153,16 +154,23 @@ def _from_glob(entry: str) -> Iterator[SlideSource]:
         raise SettingsError(f"{entry}: the bucket's name can't hold a wildcard.")
     store = Store.open(fixed or ("/" if entry.startswith("/") else "."))
     matches = re.compile(_glob_regex(entry[len(fixed) :].lstrip("/")))
-    keys = (info for info in store.list() if matches.fullmatch(info.key))
+    keys = (info for info in _all_of(store) if matches.fullmatch(info.key))
     yield from _listed(store, keys, f"{entry} matches no slide")
+
+
+def _all_of(store: Store) -> Iterator[ObjectInfo]:
+    """Its objects; while some are looked at, the next are already asked for."""
+    return chain.from_iterable(side_by_side([store.pages()], 1))
 
 
 def _listed(store: Store, infos: Iterable[ObjectInfo], nothing: str) -> Iterator[SlideSource]:
     empty, folders = True, dict[str, list[ObjectInfo]]()
     for info in infos:
+        if not info.key.lower().endswith(SLIDE_SUFFIXES):
+            continue
         if is_instance(info.key):
             folders.setdefault(info.key.rpartition("/")[0], []).append(info)
-        elif info.key.lower().endswith(SLIDE_SUFFIXES):
+        else:
             empty = False
             yield _source_of(store, info)
     for folder, instances in folders.items():
