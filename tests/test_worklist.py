@@ -164,6 +164,19 @@ def test_a_slides_table_of_before_files_versions_settles_nothing(output: Store) 
     assert list(chosen(output, V1).finished) == [V1]
 
 
+def test_a_damaged_slides_table_settles_nothing(output: Store) -> None:
+    commit_slide(job_of(output, V1))
+    compact(output, LAYOUT, print)
+    whole = output.get(LAYOUT.slides_table)
+    for place in range(4, len(whole) - 4, len(whole) // 50):
+        output.put(LAYOUT.slides_table, whole[:place] + b"\xff" * 40 + whole[place + 40 :])
+        assert list(chosen(output, V1).finished) == [V1]
+        assert chosen(output, V2).failures
+    for damaged in (b"", b"PAR1", whole[:-100]):
+        output.put(LAYOUT.slides_table, damaged)
+        assert list(chosen(output, V1).finished) == [V1]
+
+
 @pytest.mark.parametrize("slide_id", ["x" * 201, "ä" * 34])
 def test_a_slide_that_no_folder_can_be_named_after_is_refused_alone(
     output: Store, slide_id: str

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ray_pipeline.dataset.layout import LONG_LIST, Layout, cuts, original_name
 from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
 from ray_pipeline.dataset.schema import LATER_COLUMNS, SLIDE_COLUMNS, SLIDE_VECTORS
-from ray_pipeline.errors import NotFoundError, ObjectReplacedError
+from ray_pipeline.errors import NotFoundError, ObjectReplacedError, StoreError
 from ray_pipeline.store import Store
 
 CHUNK_RECORDS = 1024
@@ -58,10 +58,16 @@ def read_slides(output: Store, layout: Layout) -> pa.Table:
 
 
 class FinishedFiles:
-    """Finished slides as the table tells them: each with its input, and its file's version."""
+    """Finished slides as the table tells them: each with its input, and its file's version.
+
+    A table that can't be read tells nothing.
+    """
 
     def __init__(self, output: Store, layout: Layout) -> None:
-        self._known = _settled(lambda: _finished(output, layout))
+        try:
+            self._known = _settled(lambda: _finished(output, layout))
+        except (StoreError, OSError, *UNREADABLE):
+            self._known = np.empty(0, np.int64)
 
     def of(self, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
         """Slides of (slide_id, input_fp, version of the file that stands) that are finished.

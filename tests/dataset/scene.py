@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import count
+from itertools import count, zip_longest
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ from ray_pipeline.dataset.slides_table import read_slides
 from ray_pipeline.dataset.start import read_state
 from ray_pipeline.errors import HistorayError
 from ray_pipeline.settings import JobSettings
+from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
 from ray_pipeline.worklist import SlideList, choose_work
 from tests.dataset.simulated import DIM, JOB, LAYOUT, RECIPE, Run, Sources, Task, Truth
@@ -228,20 +229,19 @@ class Scene:
 
     def _check_finished(self) -> None:
         """What a run would pass over as finished has its file, of that very input."""
-        output = Store.open(f"s3://{OBSERVER}")
-        state = read_state(output, LAYOUT)
-        sources = SlideList(
-            truth.source
-            for slide_id, truths in self.sources.truths.items()
-            for truth in truths
-            if truth.source.input_fp in state.done.get(slide_id, ())
-        )
-        work = choose_work(output, LAYOUT, sources, state, JobSettings.model_validate(JOB))
-        for source in work.finished:
-            if source.slide_id not in self.raced:
-                standing = self.steps.standing(LAYOUT.output(source.slide_id, {}))
-                assert standing is not None, f"{source.slide_id} is finished without a file"
-                assert self._truth(standing).source == source, f"{source.slide_id} is of another"
+        output, settings = Store.open(f"s3://{OBSERVER}"), JobSettings.model_validate(JOB)
+        # A job has one version of each slide: the first ones, the second ones, ...
+        for truths in zip_longest(*self.sources.truths.values()):
+            sources = SlideList(truth.source for truth in truths if truth is not None)
+            state = read_state(output, LAYOUT, sources.inputs())
+            for source in choose_work(output, LAYOUT, sources, state, settings).finished:
+                self._check_one_finished(source)
+
+    def _check_one_finished(self, source: SlideSource) -> None:
+        if source.slide_id not in self.raced:
+            standing = self.steps.standing(LAYOUT.output(source.slide_id, {}))
+            assert standing is not None, f"{source.slide_id} is finished without a file"
+            assert self._truth(standing).source == source, f"{source.slide_id} is of another"
 
     def settle(self) -> None:
         """After everything has ended, runs without a fault finish every slide, and all is right."""
