@@ -73,7 +73,8 @@ def begin(
     asked = [source.slide_id for source in work.todo if source.slide_id in state.done]
     # Of finished slides nobody asks again: 170 bytes each.
     done = {slide_id: state.done[slide_id] for slide_id in asked}
-    state = replace(state, done=done, settled=frozenset())
+    table = state.table if len(state.settled) == len(work.finished) else ""
+    state = replace(state, done=done, settled=frozenset(), table=table)
     report = RunReport(
         run=run,
         output=output.uri,

@@ -16,7 +16,7 @@ from ray_pipeline.dataset.layout import REPLACED, Layout
 from ray_pipeline.dataset.records import SlideRecord, put_record
 from ray_pipeline.dataset.report import RunReport
 from ray_pipeline.dataset.schema import Footer
-from ray_pipeline.dataset.slides_table import compact, told_otherwise
+from ray_pipeline.dataset.slides_table import compact, is_table, told_otherwise
 from ray_pipeline.dataset.standing import exists, standing_record
 from ray_pipeline.dataset.start import OutputState
 from ray_pipeline.errors import HistorayError, IncompleteError, LongNameError, StoreError
@@ -154,8 +154,9 @@ class Endings:
         Such a record was right once: its source has since been put back, or another driver finished
         the slide, or replaced its file, while this one was written down. Whether there were any.
         """
-        if not self.work.finished:
-            return False
+        table = self.state.table
+        if not self.work.finished or (table and is_table(self.output, self.layout, table)):
+            return False  # by that very table they are finished
         told = told_otherwise(self.output, self.layout, self.work.finished.inputs())
         lying = [one for one in self.work.finished if one.slide_id in told] if told else []
         with ThreadPoolExecutor(RECORDS_AT_ONCE) as pool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
 from operator import attrgetter
@@ -51,9 +52,11 @@ CODE = r"^[+-]?(0\d|\d{19})"
 """Digits in a CSV that no number keeps: with leading zeros, or more than 18 of them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class SlideSource:
-    """One slide as the job's settings name it, before it is opened."""
+    """One slide as the job's settings name it, before it is opened. Nobody changes one."""
+
+    # Not frozen: making one would then take three times as long, and a job may make a million.
 
     slide_id: str
     """Unique within a job; the file's stem unless the manifest says otherwise."""
@@ -96,7 +99,8 @@ def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> 
     slides share a slide_id or rows of manifests tell different things of one, and the store's own
     error when no slide at all can be reached.
     """
-    sources = _with_versions(_named(slides))
+    with _uncollected():
+        sources = _with_versions(_named(slides))
     errors = [source.error for source in sources if source.error is not None]
     if errors and len(errors) == len(sources):
         raise errors[0]
@@ -111,6 +115,18 @@ def find_slides(slides: Sequence[str], *, mpp_override: float | None = None) -> 
     if mpp_override is not None:
         sources = [replace(s, mpp_override=s.mpp_override or mpp_override) for s in sources]
     return sources
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looking for garbage: there is none, and among a million slides it takes long."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _named(slides: Sequence[str]) -> list[SlideSource]:

@@ -12,9 +12,9 @@ import pytest
 from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord, get_records, put_record
-from ray_pipeline.dataset.report import MOST_FAILURES, RunReport
+from ray_pipeline.dataset.report import MOST_FAILURES
 from ray_pipeline.dataset.slides_table import read_slides
-from ray_pipeline.dataset.start import read_state
+from ray_pipeline.driver import begin
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.endings import Endings, FailureWriter
@@ -25,7 +25,7 @@ from ray_pipeline.rows import Failure
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import SlideList, choose_work
+from ray_pipeline.worklist import SlideList
 from tests.dataset.conftest import staged_slide
 
 SETTINGS = JobSettings.model_validate({"slides": ["x"], "output": "out", "model": "toy"})
@@ -55,22 +55,8 @@ def job_of(output: Store, source: SlideSource = SOURCE, n_tiles: int = 300) -> C
 
 def begun(output: Store, source: SlideSource = SOURCE) -> Endings:
     """A run that has just listed the output."""
-    state = read_state(output, LAYOUT)
-    return Endings(
-        output=output,
-        recipe=RECIPE,
-        state=state,
-        work=choose_work(output, LAYOUT, SlideList([source]), state, SETTINGS),
-        report=RunReport(
-            run="run-2",
-            output=output.uri,
-            recipe_fp=LAYOUT.recipe_fp,
-            model="toy",
-            meaningful=False,
-            started_at="",
-        ),
-        partition_by=(),
-    )
+    slides = SlideList([source])
+    return begin(SETTINGS, RECIPE, output, slides, run="run-2", conditional=True)
 
 
 class ReadOnlyStore(Store):
@@ -164,7 +150,7 @@ def test_the_failure_of_a_slide_without_a_possible_name_is_in_the_report_only(
     ((_, failure),) = run.work.failures
     said: list[str] = []
     run.record_failure(source, SlideTally(), failure, said.append)
-    assert (said, list(output.list())) == ([], [])
+    assert (said, [info.key for info in output.list()]) == ([], [LAYOUT.recipe])
 
 
 def test_a_report_and_a_table_that_can_not_be_written_are_said(output: Store) -> None:

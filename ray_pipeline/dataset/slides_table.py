@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from ray_pipeline.dataset.layout import LONG_LIST, Layout, cuts, original_name
 from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
 from ray_pipeline.dataset.schema import LATER_COLUMNS, SLIDE_COLUMNS, SLIDE_VECTORS
 from ray_pipeline.errors import NotFoundError, ObjectReplacedError, StoreError
+from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
 
 CHUNK_RECORDS = 1024
@@ -60,14 +62,13 @@ def read_slides(output: Store, layout: Layout) -> pa.Table:
 class FinishedFiles:
     """Finished slides as the table tells them: each with its input, and its file's version.
 
-    A table that can't be read tells nothing.
+    A table that can't be read tells nothing. `table` is the version of the one that was read.
     """
 
     def __init__(self, output: Store, layout: Layout) -> None:
-        try:
-            self._known = _settled(lambda: _finished(output, layout))
-        except (StoreError, OSError, *UNREADABLE):
-            self._known = np.empty(0, np.int64)
+        self._known, self.table = np.empty(0, np.int64), ""
+        with suppress(StoreError, OSError, *UNREADABLE):
+            self._known, self.table = _settled(lambda: _finished(output, layout))
 
     def of(self, rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
         """Slides of (slide_id, input_fp, version of the file that stands) that are finished.
@@ -79,14 +80,23 @@ class FinishedFiles:
         return compress((row[0] for row in rows), _among(_hashes(rows), self._known))
 
 
-def _finished(output: Store, layout: Layout) -> Hashes:
-    standing = _standing(output, layout)
+def is_table(output: Store, layout: Layout, version: str) -> bool:
+    """Whether the table that stands is of this version."""
+    try:
+        return output.head(layout.slides_table).etag == version
+    except NotFoundError:
+        return False
+
+
+def _finished(output: Store, layout: Layout) -> tuple[Hashes, str]:
+    file = output.open_file(layout.slides_table)
+    standing = _standing(output, layout, file)
     if standing is None or not _is_whole(standing):
-        return np.empty(0, np.int64)
+        return np.empty(0, np.int64), ""
     rows = _told(standing, "input_fp", "output_etag", "error_kind")
     # A version of the form `~size-mtime` may be that of another file.
     told = (row[:3] for row in rows if row[3] is None and row[2] and row[2][0] != "~")
-    return np.sort(_hashes(told))
+    return np.sort(_hashes(told)), file.etag
 
 
 def told_otherwise(output: Store, layout: Layout, inputs: Iterable[tuple[str, str]]) -> set[str]:
@@ -217,10 +227,12 @@ def _columns(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> pa.Table:
     return pa.concat_tables(chunks)
 
 
-def _standing(output: Store, layout: Layout) -> pq.ParquetFile | None:
+def _standing(
+    output: Store, layout: Layout, opened: RangedFile | None = None
+) -> pq.ParquetFile | None:
     """The table that stands, pinned to its version; None for none, or one that is not ours."""
     try:
-        file = pq.ParquetFile(output.open_file(layout.slides_table))
+        file = pq.ParquetFile(opened or output.open_file(layout.slides_table))
     except (NotFoundError, pa.ArrowException):
         return None
     ours = all(field in SLIDE_COLUMNS or _is_flat(field) for field in file.schema_arrow)

@@ -123,6 +123,8 @@ class OutputState:
     """slide_id -> plan_fp -> staged shards."""
     settled: Set[str] = frozenset()
     """Slides whose file is of the version, and of the input, that the slides table tells."""
+    table: str = ""
+    """Version of that table; empty for none."""
     done: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """slide_id -> input fingerprints it is finished for; nothing of slides that are settled."""
 
@@ -177,5 +179,9 @@ def read_state(
             slide_id = own.get(slide_id, slide_id)
             done[slide_id] = (*done.get(slide_id, ()), input_fp)
     return OutputState(
-        outputs=outputs, staged=list_staged(output, layout), settled=settled, done=done
+        outputs=outputs,
+        staged=list_staged(output, layout),
+        settled=settled,
+        table=finished.table if finished is not None else "",
+        done=done,
     )
