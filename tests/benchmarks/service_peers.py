@@ -31,6 +31,7 @@ from ray_pipeline.encoders.encoder import Encoder
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.weights import resolve_weights
 from serve_app.app import build
+from serve_app.cli import RAY_ENVIRONMENT
 from serve_app.settings import service_settings
 from tests.benchmarks import mid_model
 from tests.benchmarks.mid_model import BATCH, IN_HAND
@@ -134,6 +135,8 @@ def main() -> None:
         server = litserve.LitServer(LitEncoder(model), accelerator="cpu", workers_per_device=1)
         server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
     else:
+        if kind == "historay":
+            os.environ |= RAY_ENVIRONMENT  # as `historay-serve` starts it
         paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         ray.init(
             address="local",

@@ -15,6 +15,7 @@ import jsonpatch
 import pytest
 import yaml
 
+from serve_app.cli import RAY_ENVIRONMENT
 from tests.infra.kustomize import Manifest, documents, render
 from tests.infra.planted import PLANTED, WORDS
 from tests.infra.pods import CLUSTER_KEYS, groups_of
@@ -54,6 +55,20 @@ def problems(manifests: tuple[Manifest, ...]) -> list[str]:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_is_right(name: str) -> None:
     assert problems(overlay(name)) == []
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_services_pods_start_ray_as_historay_serve_does(name: str) -> None:
+    (service,) = [one for one in overlay(name) if one["kind"] == "RayService"]
+    told = [
+        {one["name"]: one.get("value") for one in container["env"]}
+        for group in groups_of(service)
+        for container in group.template["spec"]["containers"]
+        if container["name"].startswith("ray")
+    ]
+    assert len(told) > 1
+    for environment in told:
+        assert environment.items() >= RAY_ENVIRONMENT.items()
 
 
 def test_the_other_cloud_is_right_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.auth import is_loopback
+from serve_app.cli import RAY_ENVIRONMENT
 from tests.conftest import ROOT
 from tests.infra.planting import planted
 from tests.infra.services import service_problems
@@ -34,6 +36,11 @@ def test_nothing_is_wrong_with_a_config(config: dict[str, Any]) -> None:
 def test_what_the_head_alone_answers_stays_on_its_loopback(config: dict[str, Any]) -> None:
     alone = config["proxy_location"] == "HeadOnly"
     assert is_loopback(config["http_options"]["host"]) is alone
+
+
+def test_nodes_are_started_as_historay_serve_starts_its_own() -> None:
+    told = dict(re.findall(r"^export (RAY_(?!AUTH)\w+)=(\S+)$", README, re.MULTILINE))
+    assert told == RAY_ENVIRONMENT
 
 
 SILENT = [
