@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from queue import Full, Queue
 from typing import TypeVar
 
@@ -22,10 +22,10 @@ def side_by_side(parts: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
 
     Raises the first error of any of them; the others are then left where they are.
     """
-    arrived: Queue[tuple[T] | BaseException | None] = Queue(ITEMS_WAITING)
-    left = threading.Event()
+    arrived: Queue[tuple[T, ...] | BaseException | None] = Queue(ITEMS_WAITING)
+    left, waiting, one_at_a_time = threading.Event(), iter(parts), threading.Lock()
 
-    def hand_over(what: tuple[T] | BaseException | None) -> None:
+    def hand_over(what: tuple[T, ...] | BaseException | None) -> None:
         while not left.is_set():
             with suppress(Full):
                 arrived.put(what, timeout=LOOK_EVERY_S)
@@ -33,27 +33,40 @@ def side_by_side(parts: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
 
     def drain(part: Iterator[T]) -> None:
         try:
-            for item in part:
-                hand_over((item,))
-                if left.is_set():
-                    return
+            while not left.is_set() and (item := tuple(islice(part, 1))):
+                hand_over(item)
         except BaseException as error:  # noqa: BLE001 (raised again where the items are taken)
             hand_over(error)
         else:
             hand_over(None)
 
-    with ThreadPoolExecutor(threads, "side-by-side") as pool:
-        try:
-            for part in parts:
-                pool.submit(drain, part)
-            ended = 0
-            while ended < len(parts):
-                what = arrived.get()
-                if isinstance(what, BaseException):
-                    raise what
-                if what is None:
-                    ended += 1
-                else:
-                    yield from what
-        finally:
-            left.set()
+    def work() -> None:
+        while not left.is_set():
+            with one_at_a_time:
+                part = next(waiting, None)
+            if part is None:
+                return
+            drain(part)
+
+    # An error that somebody keeps holds this generator, too: then nothing ends them but the end of
+    # the process, which must not wait for them.
+    workers = [
+        threading.Thread(target=work, name=f"side-by-side-{number}", daemon=True)
+        for number in range(min(threads, len(parts)))
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        ended = 0
+        while ended < len(parts):
+            what = arrived.get()
+            if isinstance(what, BaseException):
+                raise what
+            if what is None:
+                ended += 1
+            else:
+                yield from what
+    finally:
+        left.set()
+        for worker in workers:
+            worker.join()

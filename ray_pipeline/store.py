@@ -42,6 +42,8 @@ READ_ATTEMPTS, LONGEST_PAUSE_S = 9, 8.0
 """Tries of one ranged read or page of a listing, and seconds of the longest pause between two:
 outages of some 20 s are lived through. All are ours: reads are counted, and the clients try no
 listing again whose body breaks off."""
+WHOLE_READS = 4
+"""Tries of reading an object whole, beyond the client's own: of replies that break off."""
 LIST_KEYS = 1000
 """Objects that are handed over at a time: S3 tells no more in one reply."""
 LISTS_AT_ONCE = 8
@@ -198,14 +200,14 @@ class Store:
                 return Path(f"/{path}").read_bytes()
             return bytes(obstore.get(backend, path).bytes())
 
-        for attempt in range(1, READ_ATTEMPTS):
+        for attempt in range(1, WHOLE_READS):
             try:
-                return self._call(key, "read", ask, retries=False)
+                return self._call(key, "read", ask)
             except UnreachableError:  # the client tries no reply again that breaks off
                 if self.scheme == "file":
                     raise
                 _pause(attempt)
-        return self._call(key, "read", ask, retries=False)
+        return self._call(key, "read", ask)
 
     def get_range(
         self,

@@ -186,7 +186,8 @@ def choose_work(
         if not all(ended):
             for place, source in enumerate(page.sources()):
                 ended[place] = ended[place] or sorter.is_finished(source)
-        finished.append(page.only(ended))
+        if any(ended):
+            finished.append(page.only(ended))
     work = sorter.work
     work.finished = SlideList(pages=finished)
     if settings.retry:

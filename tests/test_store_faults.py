@@ -54,7 +54,7 @@ def test_whole_objects_survive_broken_replies(proxy: FaultProxy, bucket: str) ->
 
 def test_that_an_object_is_absent_survives_broken_replies(proxy: FaultProxy, bucket: str) -> None:
     store = Store.open(f"{bucket}/out")
-    proxy.set(truncate=0.3, reset=0.2, seed=5)
+    proxy.set(truncate=0.15, reset=0.1, seed=5)
     for number in range(20):
         with pytest.raises(NotFoundError):
             store.get(f"absent/{number}")

@@ -30,6 +30,8 @@ from ray_pipeline.store import Store
 
 CHUNK_RECORDS = 1024
 """Rows handled at a time: bounds memory at some 20 MB for two vectors of 1,536 numbers each."""
+COLUMNS_BYTES = 512 << 10
+"""Of a row group, about all columns but the vectors, which are 12 MB."""
 LISTED_RECORDS = 16_384
 """Of a listing, those that are compared at a time: each time its threads get in between."""
 READ_ATTEMPTS = 4
@@ -89,7 +91,7 @@ def is_table(output: Store, layout: Layout, version: str) -> bool:
 
 
 def _finished(output: Store, layout: Layout) -> tuple[Hashes, str]:
-    file = output.open_file(layout.slides_table)
+    file = _opened(output, layout)
     standing = _standing(output, layout, file)
     if standing is None or not _is_whole(standing):
         return np.empty(0, np.int64), ""
@@ -232,12 +234,16 @@ def _standing(
 ) -> pq.ParquetFile | None:
     """The table that stands, pinned to its version; None for none, or one that is not ours."""
     try:
-        file = pq.ParquetFile(opened or output.open_file(layout.slides_table))
+        file = pq.ParquetFile(opened or _opened(output, layout))
     except (NotFoundError, pa.ArrowException):
         return None
     ours = all(field in SLIDE_COLUMNS or _is_flat(field) for field in file.schema_arrow)
     missing = {*SLIDE_COLUMNS.names} - {*file.schema_arrow.names}
     return file if ours and missing <= {*LATER_COLUMNS} else None
+
+
+def _opened(output: Store, layout: Layout) -> RangedFile:
+    return output.open_file(layout.slides_table, first_get_bytes=COLUMNS_BYTES)
 
 
 def _is_whole(standing: pq.ParquetFile | None) -> bool:

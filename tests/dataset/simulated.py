@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from ray_pipeline import stages
-from ray_pipeline.dataset.commit import CommitJob, commit_slide, sweep
+from ray_pipeline.dataset.commit import CommitJob, commit_slide
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import SlideRecord
-from ray_pipeline.dataset.report import RunReport
-from ray_pipeline.dataset.start import claim_recipe, probe_conditional, read_state
+from ray_pipeline.dataset.start import probe_conditional
+from ray_pipeline.driver import begin
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.endings import Endings, incomplete
@@ -34,7 +34,7 @@ from ray_pipeline.slides.grid import ReadGeometry
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.stages import PlanSlide, StageShard, slide_task
 from ray_pipeline.store import Store
-from ray_pipeline.worklist import SlideList, Work, choose_work
+from ray_pipeline.worklist import SlideList, Work
 
 DIM = 4
 IDENTITY = EncoderIdentity.of(
@@ -195,23 +195,15 @@ class Run:
         settings = JobSettings.model_validate({**JOB, "retry": list(retry)})
         sources = {source.slide_id: source for source in self.sources.listed()}
         conditional = probe_conditional(self.output, self.name)
-        claim_recipe(self.output, LAYOUT, RECIPE.to_dict(), ())
         slides = SlideList(sources[slide_id] for slide_id in sorted(sources))
-        state = read_state(self.output, LAYOUT, slides.inputs())
-        work = choose_work(self.output, LAYOUT, slides, state, settings)
-        sweep(self.output, LAYOUT, state, work.finished.slide_ids())
-        endings = Endings(
-            output=self.output,
-            recipe=RECIPE,
-            state=state,
-            work=work,
-            report=self._report(conditional),
-            partition_by=(),
+        endings = begin(
+            settings, RECIPE, self.output, slides, run=self.name, conditional=conditional
         )
+        work = endings.work
         for source, failure in work.failures:
             self._fail(endings, source, SlideTally(), failure)
         ledger = Ledger(source.slide_id for source in work.todo)
-        for row in self._rows(work, state.staged, repeats=repeats):
+        for row in self._rows(work, endings.state.staged, repeats=repeats):
             tally = ledger.add(row)
             if tally is not None:
                 self._end(endings, sources[row.slide_id], tally)
@@ -269,15 +261,3 @@ class Run:
     ) -> None:
         self.failures[source.slide_id] = failure
         endings.record_failure(source, tally, failure, self.said.append)
-
-    def _report(self, conditional: bool) -> RunReport:
-        return RunReport(
-            run=self.name,
-            output=self.output.uri,
-            recipe_fp=LAYOUT.recipe_fp,
-            model="toy",
-            meaningful=False,
-            started_at="",
-            conditional_store=conditional,
-            versions={"historay": "0"},
-        )
