@@ -123,7 +123,7 @@ class Cluster:
             process = subprocess.Popen(
                 host.command(
                     *words,
-                    *("--disable-usage-stats", "--object-store-memory", str(512 << 20), "--block"),
+                    *("--object-store-memory", str(512 << 20), "--block"),
                 ),
                 env=self.env | {"RAY_ADDRESS": ""},
                 stdin=subprocess.DEVNULL,
