@@ -103,8 +103,9 @@ def test_bf16_equals_plain_autocast(tiles: Tiles) -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         expected = plain_timm(TOY)(normalised(TOY, tiles))
     # Matrices held in bf16 are the very matrices autocast would make; the inputs may differ by
-    # an fp32 rounding of the normalisation.
-    assert cosines(encoder.encode(tiles), expected.float().numpy()).min() >= 0.99999
+    # an fp32 rounding of the normalisation, and processors without bf16's instructions add up in
+    # another order.
+    assert cosines(encoder.encode(tiles), expected.float().numpy()).min() >= 0.9999
 
 
 def test_bf16_is_close_to_fp32(tiles: Tiles) -> None:
