@@ -17,7 +17,7 @@ READERS = 2
 
 @pytest.mark.ray
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("slides", "tiles"), [(1, 200_000), (5_000, 1)])
 def test_a_job_stays_within_its_share_of_the_object_store(
     tmp_path: Path, slides: int, tiles: int

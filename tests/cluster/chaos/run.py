@@ -38,7 +38,7 @@ FAULTS: Settings = {
     "stall_s": 20.0,
 }
 """Longer than the 15 s that the stores' clients wait for the next bytes."""
-WORKER_EVERY_S, GATEWAY_EVERY_S, NODE_EVERY_S, DRIVER_EVERY_S = 10.0, 60.0, 120.0, 240.0
+WORKER_EVERY_S, GATEWAY_EVERY_S, NODE_EVERY_S, DRIVER_EVERY_S = 4.0, 30.0, 90.0, 240.0
 """Mean pauses between two kills; shorter ones in runs in which they would not come up."""
 STRIKES_AT_LEAST = 2.0
 """Mean kills of each kind in a short run."""
