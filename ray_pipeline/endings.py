@@ -86,6 +86,7 @@ class Endings:
             conditional=self.report.conditional_store,
             replace_etag=self.work.replacing.get(source.slide_id),
             stale_done=tuple(self.layout.done_key(source.slide_id, fp) for fp in stale),
+            doubted=source.slide_id in self.state.doubted,
             partitions=self.partitions(source),
             footer=Footer(
                 recipe=self._recipe,

@@ -18,7 +18,7 @@ from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.records import get_records, put_record
 from ray_pipeline.dataset.slides_table import compact
 from ray_pipeline.dataset.start import OutputState, read_state
-from ray_pipeline.errors import NotFoundError
+from ray_pipeline.errors import NotFoundError, UnreachableError
 from ray_pipeline.settings import JobSettings
 from ray_pipeline.sources import SlideSource
 from ray_pipeline.store import Store
@@ -162,6 +162,45 @@ def test_a_slides_table_of_before_files_versions_settles_nothing(output: Store) 
     output.put(LAYOUT.slides_table, sink.getvalue().to_pybytes())
     assert stated(output, V1).settled == set()
     assert list(chosen(output, V1).finished) == [V1]
+
+
+def test_a_replacement_that_was_cut_short_leaves_a_doubt_until_a_commit_is_through(
+    output: Store,
+) -> None:
+    first = job_of(output, V1)
+    commit_slide(first)
+    compact(output, LAYOUT, print)
+    assert stated(output, V1).settled == {"slide-1"}
+    version = output.head(first.key).etag
+    second = replace(
+        job_of(output, V2, n_tiles=300),
+        replace_etag=version,
+        stale_done=(LAYOUT.done_key("slide-1", V1.input_fp),),
+    )
+    plain = {k: v for k, v in vars(output).items() if k != "_backends"}
+    with pytest.raises(UnreachableError):
+        commit_slide(replace(second, output=NoFiles(**plain)))
+
+    state = stated(output, V1)
+    assert (state.settled, state.doubted) == (set(), {"slide-1"})
+    assert chosen(output, V1).todo == [V1], "its done key is gone, and is put again"
+    commit_slide(replace(job_of(output, V1), doubted=True))
+    assert LAYOUT.done_key("slide-1", V1.input_fp) in [i.key for i in output.list(LAYOUT.done)]
+    compact(output, LAYOUT, print)
+    assert (stated(output, V1).settled, stated(output, V1).doubted) == ({"slide-1"}, set())
+
+    commit_slide(replace(second, replace_etag=output.head(first.key).etag))
+    compact(output, LAYOUT, print)
+    assert (stated(output, V2).settled, stated(output, V2).doubted) == ({"slide-1"}, set())
+
+
+class NoFiles(Store):
+    """A store that takes no files of embeddings."""
+
+    def put(self, key: str, data: bytes, **said: Any) -> str:
+        if key.startswith(LAYOUT.embeddings):
+            raise UnreachableError(f"{key}: out of reach.")
+        return super().put(key, data, **said)
 
 
 def test_a_damaged_slides_table_settles_nothing(output: Store) -> None:

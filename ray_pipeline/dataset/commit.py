@@ -1,6 +1,6 @@
 """Commit: all fragments of a slide become its one Parquet file, exactly once.
 
-    fragments -> Parquet -> one conditional PUT -> record -> done key -> fragments deleted
+    fragments -> Parquet -> one conditional PUT -> done key -> record -> fragments deleted
 
 Where a file of another input stands, or its done key, a mark that outlives all of them comes first.
 
@@ -70,8 +70,15 @@ class CommitJob:
     """Version of an output made from an older source, to be replaced on request."""
     stale_done: tuple[str, ...] = ()
     """Done keys of the slide for other inputs."""
+    doubted: bool = False
+    """Whether a commit that was to replace its file has been cut short."""
     partitions: dict[str, Any] = field(default_factory=dict)
     """Values of the partition columns."""
+
+    @property
+    def casts_doubt(self) -> bool:
+        """Whether a file of another input stands there, or its done key."""
+        return bool(self.stale_done) or self.replace_etag is not None
 
     @property
     def layout(self) -> Layout:
@@ -109,18 +116,26 @@ def _cast_doubt(job: CommitJob) -> None:
     """Mark the slide as one whose done keys prove nothing alone, and delete those of other inputs.
 
     Before the file is put: after a crash, or when a slow driver writes its own done key at last,
-    one may stand beside a file it was not written for.
+    one may stand beside a file it was not written for. Nor does the slides table settle it until
+    this commit, or a later one, is through.
     """
-    if job.stale_done or job.replace_etag is not None:
+    if job.casts_doubt:
+        job.output.put(job.layout.doubt(job.footer.slide_id), b"")
         job.output.put(job.layout.replaced_key(job.footer.slide_id), b"")
         job.output.delete(job.stale_done)
 
 
 def finish(job: CommitJob, record: SlideRecord) -> None:
-    """The steps after the file stands: record, done key, then the fragments go."""
+    """The steps after the file stands: done key, record, then what is of no use any more goes.
+
+    The record comes second: what it tells in the slides table is then never without its done key.
+    """
     layout, slide_id = job.layout, job.footer.slide_id
-    put_record(job.output, layout, record)
     job.output.put(layout.done_key(slide_id, job.footer.input_fp), b"")
+    put_record(job.output, layout, record)
+    if job.casts_doubt or job.doubted:
+        with suppress(StoreError):  # then only the done keys tell that it is finished
+            job.output.delete([layout.doubt(slide_id)])
     # The slide is done: fragments that can't be deleted are the next run's to collect.
     with suppress(StoreError):
         delete_fragments(job.output, layout, slide_id, job.footer.plan_fp, job.n_shards)

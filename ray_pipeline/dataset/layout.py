@@ -133,6 +133,15 @@ class Layout:
         """The empty key, for ever beside the done keys, of a slide whose file is not its first."""
         return f"{self.done}/{folder_name(slide_id)}/{REPLACED}"
 
+    @property
+    def doubts(self) -> str:
+        """Folder of the marks of slides whose file is being replaced."""
+        return f"{self.state}/doubts"
+
+    def doubt(self, slide_id: str) -> str:
+        """The empty key saying that the slide's file is being replaced, or was to be."""
+        return f"{self.doubts}/{folder_name(slide_id)}"
+
     def quarantine(self, slide_id: str, plan_fp: str) -> str:
         """Where a file goes that would have overwritten a different one: one place per plan."""
         return f"{self.state}/quarantine/{folder_name(slide_id)}/{plan_fp}.parquet"

@@ -115,7 +115,7 @@ def check_partitions(partition_by: Sequence[str], attributes: Sequence[str]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputState:
-    """What an output already holds for one recipe, by two or three LISTs."""
+    """What an output already holds for one recipe, by three or four LISTs."""
 
     outputs: dict[str, str]
     """slide_id -> folder in which `slide=` and its file stand; see `key_of`."""
@@ -123,6 +123,8 @@ class OutputState:
     """slide_id -> plan_fp -> staged shards."""
     settled: Set[str] = frozenset()
     """Slides whose file is of the version, and of the input, that the slides table tells."""
+    doubted: Set[str] = frozenset()
+    """Slides whose file was to be replaced by a commit that is not through: never settled."""
     table: str = ""
     """Version of that table; empty for none."""
     done: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -137,7 +139,7 @@ class OutputState:
 def read_state(
     output: Store, layout: Layout, inputs: Iterable[tuple[str, str]] = ()
 ) -> OutputState:
-    """List what stands, what is staged and, unless the slides table settles it, what is finished.
+    """List what stands, is in doubt, is staged and, unless the slides table settles it, is finished.
 
     With `inputs`, the (slide_id, input_fp) of a job's slides in order, long listings take an eighth
     of the time, nothing is kept of other slides, and where all of these are settled, no done key is
@@ -147,6 +149,8 @@ def read_state(
     # The job's own strings: a million ids twice more would be an eighth of a gigabyte.
     own = {slide_id: slide_id for slide_id in fingerprints}
     slide_ids, settled = list(own), set[str]()
+    marks = (info.key.rpartition("/")[2] for info in output.list(layout.doubts))
+    doubted = frozenset(map(original_name, marks))
     finished = FinishedFiles(output, layout) if own else None
     outputs: dict[str, str] = {}
     listed = output.list(
@@ -167,7 +171,7 @@ def read_state(
             # One string for all slides of a folder, for the same reason.
             outputs[slide_id] = intern(folder)
         if finished is not None:
-            settled.update(finished.of(rows))
+            settled.update(one for one in finished.of(rows) if one not in doubted)
     done: dict[str, tuple[str, ...]] = {}
     start = len(layout.done) + 1
     if not own or len(settled) < len(own):
@@ -182,6 +186,7 @@ def read_state(
         outputs=outputs,
         staged=list_staged(output, layout),
         settled=settled,
+        doubted=doubted,
         table=finished.table if finished is not None else "",
         done=done,
     )

@@ -165,7 +165,7 @@ def test_a_file_without_its_done_key_is_finished_without_touching_it(
     store.delete([info.key for info in store.list(f"{layout.done}/007")])
     told, _ = job(manifest, output)
     assert (told.slides_done, told.slides_finished_before) == (0, 2), "the slides table has it"
-    store.delete([layout.slides_table])  # as after a driver that died just before the done key
+    store.delete([layout.slides_table])
     again, _ = job(manifest, output)
     assert (again.slides_done, again.slides_finished_before) == (1, 1)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

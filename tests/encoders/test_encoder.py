@@ -100,7 +100,7 @@ def test_vector_is_the_class_token_after_the_norm(tiles: Tiles) -> None:
 
 def test_bf16_equals_plain_autocast(tiles: Tiles) -> None:
     encoder = toy("bf16", batch_size=len(tiles))
-    # Normalised in fp32, as the model's card does it: one rounding apart, a pixel may become another
+    # Normalised in fp32, as model cards do it: one rounding apart, a pixel may become another
     # number in bf16, and how far that carries is the processor's affair.
     mean, std = (np.array(values, np.float32) for values in (TOY.mean, TOY.std))
     pixels = torch.from_numpy((tiles.astype(np.float32) / np.float32(255) - mean) / std)

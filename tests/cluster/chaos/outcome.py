@@ -23,6 +23,8 @@ class Chaos:
     """What one run was, and what came of it."""
 
     minutes: float
+    every_s: tuple[float, float, float, float]
+    """Mean pauses between two kills of workers, gateways, nodes and drivers."""
     seed: int
     verdict: Verdict
     """Of the output."""

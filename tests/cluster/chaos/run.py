@@ -38,8 +38,10 @@ FAULTS: Settings = {
     "stall_s": 20.0,
 }
 """Longer than the 15 s that the stores' clients wait for the next bytes."""
-WORKER_EVERY_S, GATEWAY_EVERY_S, NODE_EVERY_S, DRIVER_EVERY_S = 4.0, 30.0, 90.0, 240.0
-"""Mean pauses between two kills; shorter ones in runs in which they would not come up."""
+Every = tuple[float, float, float, float]
+EVERY_S: Every = (4.0, 30.0, 90.0, 240.0)
+"""Mean pauses between two kills of workers, gateways, nodes and drivers; shorter ones in runs in
+which they would not come up."""
 STRIKES_AT_LEAST = 2.0
 """Mean kills of each kind in a short run."""
 NODES, CPUS = 3, 1
@@ -52,7 +54,9 @@ PATIENCE = 4
 """How many times its minutes a run may take to come to its end, and as many minutes more."""
 
 
-def run_chaos(ceph: CephCluster, *, minutes: float, seed: int, slides: int) -> Chaos:
+def run_chaos(
+    ceph: CephCluster, *, minutes: float, seed: int, slides: int, every_s: Every = EVERY_S
+) -> Chaos:
     """One run on a Ceph that has been started, and is up at the end.
 
     Raises when the job can't be brought to its end, or when parts of ours fail.
@@ -83,11 +87,12 @@ def run_chaos(ceph: CephCluster, *, minutes: float, seed: int, slides: int) -> C
             often = min(every_s, 60 * minutes / STRIKES_AT_LEAST)
             return Pace(every_s=often, lasts_s=60 * minutes, seed=seed)
 
+        of_workers, of_gateways, of_nodes, of_drivers = map(pace, every_s)
         strikers: list[Striker] = [
-            WorkerStriker(nodes, pace(WORKER_EVERY_S)),
-            NodeStriker(nodes, pace(NODE_EVERY_S)),
-            GatewayStriker(ceph, pace(GATEWAY_EVERY_S)),
-            DriverStriker(at_work, pace(DRIVER_EVERY_S)),
+            WorkerStriker(nodes, of_workers),
+            NodeStriker(nodes, of_nodes),
+            GatewayStriker(ceph, of_gateways),
+            DriverStriker(at_work, of_drivers),
         ]
         for thread in (reader, *strikers):
             thread.start()
@@ -102,6 +107,7 @@ def run_chaos(ceph: CephCluster, *, minutes: float, seed: int, slides: int) -> C
         del killed["drivers"]  # one that had ended by itself is not killed: `driver` tells
         return Chaos(
             minutes=minutes,
+            every_s=every_s,
             seed=seed,
             verdict=judge(server, output, truths),
             seconds=round(seconds, 1),
