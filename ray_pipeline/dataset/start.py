@@ -139,7 +139,7 @@ class OutputState:
 def read_state(
     output: Store, layout: Layout, inputs: Iterable[tuple[str, str]] = ()
 ) -> OutputState:
-    """List what stands, is in doubt, is staged and, unless the slides table settles it, is finished.
+    """List what stands, is in doubt, staged and, unless the slides table settles it, finished.
 
     With `inputs`, the (slide_id, input_fp) of a job's slides in order, long listings take an eighth
     of the time, nothing is kept of other slides, and where all of these are settled, no done key is
