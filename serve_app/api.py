@@ -23,7 +23,6 @@ from serve_app.auth import Tokens
 from serve_app.errors import BadRequestError, BusyError, ClientGoneError
 from serve_app.http_errors import STATUS_OF, error_body, status_of
 from serve_app.images import MEDIA_TYPES
-from serve_app.metrics import IngressMetrics
 from serve_app.schemas import (
     EmbeddingReply,
     EmbeddingRequest,
@@ -79,7 +78,7 @@ def create_api(service: Service, tokens: Tokens) -> FastAPI:
     api.include_router(guarded)
     _open_routes(api, service)
     _add_error_handlers(api, service)
-    api.add_middleware(_Measured, metrics=service.metrics)
+    api.add_middleware(_Watched, service=service)
     return api
 
 
@@ -250,11 +249,11 @@ def _route_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "other")
 
 
-class _Measured:
-    """ASGI middleware: counts and times every request."""
+class _Watched:
+    """ASGI middleware: counts and times every request, and tells when its reply has been sent."""
 
-    def __init__(self, app: ASGIApp, metrics: IngressMetrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -271,7 +270,8 @@ class _Measured:
         try:
             await self._app(scope, receive, noting)
         finally:
-            self._metrics.request(_route_of(scope), status, time.monotonic() - started)
+            self._service.answered(scope)
+            self._service.metrics.request(_route_of(scope), status, time.monotonic() - started)
 
 
 def _json_body(kind: type[BaseModel]) -> dict[str, Any]:

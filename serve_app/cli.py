@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from typing import Annotated, Any
 
 import ray
@@ -34,6 +35,8 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
 }
 """What Ray's processes are started with: a request then takes a quarter less of their CPU."""
+REPLIES_PASS_S = 2.0
+"""Time for replies to get through Ray Serve's proxies, which are killed when it is shut down."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -118,6 +121,7 @@ def _drain(handle: DeploymentHandle[Ingress], timeout_s: float) -> None:
         handle.broadcast("drain").results(timeout_s=timeout_s)
     except TimeoutError:
         logging.getLogger(__name__).warning("some requests were not answered in %g s", timeout_s)
+    time.sleep(REPLIES_PASS_S)
 
 
 def _told(error: HistorayError, code: int) -> int:

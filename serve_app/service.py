@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.types import Scope
 
 from ray_pipeline.encoders.registry import get_spec
 from ray_pipeline.encoders.spec import ModelSpec
@@ -51,6 +52,8 @@ from serve_app.settings import ServiceSettings
 T = TypeVar("T")
 Settle = Callable[[int, int], None]
 """(tiles, bytes of the body): what a request turned out to hold. Raises OverloadedError."""
+_ACCEPTED = "historay.accepted"
+"""Stands in the scope of a request that is to get a reply before the service stops."""
 FACTS_FRESH_S = 1.0
 """How long what replicas told is taken as so: probes then cost a replica one call a second."""
 
@@ -172,9 +175,16 @@ class Service:
         return all([await self.facts(name) for name in self.models])
 
     async def drain(self) -> None:
-        """Refuse what comes from now on, and come back when all that was accepted is answered."""
+        """Refuse what comes from now on, and come back when all accepted requests have replies."""
         self.draining = True
         await self._idle.wait()
+
+    def answered(self, scope: Scope) -> None:
+        """Note that the reply to a request has been sent, or that there is nobody to send it to."""
+        if scope.pop(_ACCEPTED, False):
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._idle.set()
 
     def retry_after_s(self, error: Exception) -> int:
         """Seconds for `Retry-After`."""
@@ -205,14 +215,10 @@ class Service:
                     guesses.seen(body_bytes, tiles)
                 place.settle(tiles)
 
+            request.scope[_ACCEPTED] = True
             self._in_hand += 1
             self._idle.clear()
-            try:
-                yield time.monotonic() + self.settings.limits.request_s, settle
-            finally:
-                self._in_hand -= 1
-                if not self._in_hand:
-                    self._idle.set()
+            yield time.monotonic() + self.settings.limits.request_s, settle
 
     def _check_count(self, tiles: int) -> None:
         if tiles > self.settings.limits.request_tiles:

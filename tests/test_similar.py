@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ray_pipeline.dataset.vectors import BATCH_TILES
+from ray_pipeline.dataset.schema import BATCH_TILES
 from ray_pipeline.errors import SettingsError
 from ray_pipeline.similar import Rule, find_similar, get_query
 from ray_pipeline.store import Store

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 ROW_GROUP_TILES = 4096
 """Rows of one row group: 16 whole shards, about 11 MB for 1,536 numbers a tile."""
+BATCH_TILES = 1024
+"""Rows read at once: 6 MB of vectors for 1,536 numbers a tile, little enough for a cache."""
 FOOTER_KEY = b"historay"
 """Footer metadata key under which `Footer` stands as JSON."""
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import Layout, partitions_of_output, slide_of_output
 from ray_pipeline.dataset.records import SlideRecord
-from ray_pipeline.dataset.schema import ROW_GROUP_TILES
+from ray_pipeline.dataset.schema import BATCH_TILES
 from ray_pipeline.errors import DatasetError, NotFoundError
 from ray_pipeline.store import ObjectInfo, Store
 
@@ -104,10 +104,13 @@ def _columns(data: bytes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32
     n, dim = file.metadata.num_rows, file.schema_arrow.field("embedding").type.list_size
     coordinates, vectors = np.empty((n, 2), np.int32), np.empty((n, dim), np.float32)
     start = 0
-    # By row groups into arrays made beforehand: joining them at the end would hold all twice.
-    for batch in file.iter_batches(ROW_GROUP_TILES, columns=["x", "y", "embedding"]):
+    # A little at a time, into arrays made beforehand, and by this thread alone: joining at the end
+    # would hold all twice, and each thread that decodes keeps memory of its own.
+    for batch in file.iter_batches(BATCH_TILES, columns=["x", "y", "embedding"], use_threads=False):
         rows = slice(start, start + batch.num_rows)
         coordinates[rows, 0], coordinates[rows, 1] = batch["x"], batch["y"]
         vectors[rows] = batch["embedding"].flatten().to_numpy().reshape(-1, dim)
         start = rows.stop
+    # Arrow would keep what it has decoded with until the next slide.
+    pa.default_memory_pool().release_unused()
     return coordinates, vectors

@@ -13,14 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import EMBEDDINGS_FILE, Layout
-from ray_pipeline.dataset.schema import ROW_GROUP_TILES
+from ray_pipeline.dataset.schema import BATCH_TILES, ROW_GROUP_TILES
 from ray_pipeline.dataset.slide_files import standing_files
 from ray_pipeline.errors import NotFoundError, SettingsError
 from ray_pipeline.recipe import SHARD_TILES
 from ray_pipeline.store import ObjectInfo, Store
 
-BATCH_TILES = 1024
-"""Rows of one batch: 6 MB of vectors for 1,536 numbers a tile, little enough for a cache."""
 COLUMNS = ("tile", "x", "y", "embedding")
 LARGEST_GROUP_TILES = ROW_GROUP_TILES + SHARD_TILES
 """Rows of a row group stay below: it is closed by the shard that fills it."""

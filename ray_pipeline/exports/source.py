@@ -13,13 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import Layout
-from ray_pipeline.dataset.schema import Footer
+from ray_pipeline.dataset.schema import BATCH_TILES, Footer
 from ray_pipeline.dataset.slide_files import standing_files
 from ray_pipeline.errors import DamagedOutputError, SettingsError
 from ray_pipeline.store import Store
 
-BATCH_TILES = 1024
-"""Rows at a time: 6 MB for 1,536 numbers a tile."""
 MOST_NAMED = 5
 """Slides that a sentence lists."""
 UNREADABLE = (pa.ArrowException, KeyError, OSError, TypeError, ValueError)

@@ -16,7 +16,7 @@ TILES, DIM = 8_000, 1536
 VECTORS_MB = TILES * DIM * 4 / 2**20
 """Vectors of one slide, float32."""
 FILE_MB = 22
-DECODING_MB = 250
+DECODING_MB = 150
 """What the README states."""
 SLIDES = 12
 BAGS = "for bag in dataset.torch_bags([f's{n}' for n in range(%d)]): pass"

@@ -7,9 +7,9 @@ import pytest
 
 from ray_pipeline.dataset.layout import Layout
 from ray_pipeline.dataset.recipes import layout_of
+from ray_pipeline.dataset.schema import BATCH_TILES
 from ray_pipeline.dataset.slide_files import standing_files
 from ray_pipeline.dataset.vectors import (
-    BATCH_TILES,
     LARGEST_GROUP_TILES,
     read_tiles,
     read_vectors,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI
 from prometheus_client import Metric
+from starlette.types import ASGIApp
 
 from serve_app.api import create_api
 from serve_app.auth import Tokens
@@ -53,7 +54,7 @@ def toy_service(replica: EncoderReplica, **said: Any) -> Service:
 
 
 @asynccontextmanager
-async def client_of(api: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+async def client_of(api: ASGIApp) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(api)
     async with httpx2.AsyncClient(
         transport=transport, base_url="http://service", headers=HEADERS

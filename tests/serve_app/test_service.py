@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.service import Service
 from tests.serve_app.pictures import encoded, random_tiles
@@ -249,6 +249,35 @@ def test_draining_answers_what_was_accepted_and_refuses_the_rest() -> None:
             assert not draining.done()
             fleet.gate.set()
             assert [(await task).status_code for task in accepted] == [200] * 4
+            await draining
+
+    run(scenario())
+
+
+def test_draining_lasts_until_the_last_reply_has_been_sent() -> None:
+    async def scenario() -> None:
+        fleet, sends = HeldFleet(), asyncio.Event()
+        service = service_over(fleet)
+        api = api_over(service)
+
+        async def held(scope: Scope, receive: Receive, send: Send) -> None:
+            async def late(message: Message) -> None:
+                await sends.wait()
+                await send(message)
+
+            await api(scope, receive, late)
+
+        async with client_of(held) as client:
+            accepted = asyncio.create_task(sent(client))
+            await until_in_hand(service, 1)
+            draining = asyncio.create_task(service.drain())
+            fleet.gate.set()
+            while service.tiles.held:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            assert not draining.done()
+            sends.set()
+            assert (await accepted).status_code == 200
             await draining
 
     run(scenario())
