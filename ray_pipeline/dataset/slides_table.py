@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import LONG_LIST, Layout, cuts, original_name
 from ray_pipeline.dataset.records import SlideRecord, decode_vector, get_records
+from ray_pipeline.dataset.row_groups import RowGroups
 from ray_pipeline.dataset.schema import LATER_COLUMNS, SLIDE_COLUMNS, SLIDE_VECTORS
 from ray_pipeline.errors import NotFoundError, ObjectReplacedError, StoreError
-from ray_pipeline.ranged_file import RangedFile
 from ray_pipeline.store import Store
 
 CHUNK_RECORDS = 1024
 """Rows handled at a time: bounds memory at some 20 MB for two vectors of 1,536 numbers each."""
-COLUMNS_BYTES = 512 << 10
-"""Of a row group, about all columns but the vectors, which are 12 MB."""
+FOOTER_GET_BYTES = 512 << 10
+"""First request of a table, at its end: the directory of 100,000 slides."""
 LISTED_RECORDS = 16_384
 """Of a listing, those that are compared at a time: each time its threads get in between."""
 READ_ATTEMPTS = 4
@@ -91,14 +91,13 @@ def is_table(output: Store, layout: Layout, version: str) -> bool:
 
 
 def _finished(output: Store, layout: Layout) -> tuple[Hashes, str]:
-    file = _opened(output, layout)
-    standing = _standing(output, layout, file)
+    standing = _standing(output, layout)
     if standing is None or not _is_whole(standing):
         return np.empty(0, np.int64), ""
     rows = _told(standing, "input_fp", "output_etag", "error_kind")
     # A version of the form `~size-mtime` may be that of another file.
     told = (row[:3] for row in rows if row[3] is None and row[2] and row[2][0] != "~")
-    return np.sort(_hashes(told)), file.etag
+    return np.sort(_hashes(told)), standing.etag
 
 
 def told_otherwise(output: Store, layout: Layout, inputs: Iterable[tuple[str, str]]) -> set[str]:
@@ -132,8 +131,8 @@ def _compact(output: Store, layout: Layout, say: Say) -> int:
             table = _fetched(output, layout, stale.slice(start, CHUNK_RECORDS), say)
             pq.write_table(table, path)
             fresh.append(pq.ParquetFile(path))
-        files = [*([] if standing is None else [standing]), *fresh]
-        schema = _unified([file.schema_arrow for file in files])
+        schemas = [] if standing is None else [standing.schema]
+        schema = _unified([*schemas, *(file.schema_arrow for file in fresh)])
         merged = Path(folder) / "merged.parquet"
         tables = (_conformed(table, schema) for table in _rows_of(standing, current, fresh))
         count = _write(tables, schema, merged)
@@ -145,11 +144,13 @@ def _read(output: Store, layout: Layout) -> pa.Table:
     standing = _standing(output, layout)
     current, stale = _compared(output, layout, standing)
     if standing is None:
-        kept = SLIDE_COLUMNS.empty_table().drop_columns(list(SLIDE_VECTORS))
+        tables = [SLIDE_COLUMNS.empty_table().drop_columns(list(SLIDE_VECTORS))]
     else:
-        names = [name for name in standing.schema_arrow.names if name not in SLIDE_VECTORS]
-        kept = standing.read(columns=names).filter(current)
-    tables = [kept]
+        names = [name for name in standing.schema.names if name not in SLIDE_VECTORS]
+        kept = pa.concat_tables(
+            [standing.schema.empty_table().select(names), *standing.tables(names)]
+        )
+        tables = [kept.filter(current)]
     for start in range(0, stale.num_rows, CHUNK_RECORDS):
         fresh = _fetched(output, layout, stale.slice(start, CHUNK_RECORDS))
         tables.append(fresh.drop_columns(list(SLIDE_VECTORS)))
@@ -168,7 +169,7 @@ def _settled(action: Callable[[], T]) -> T:
 
 
 def _compared(
-    output: Store, layout: Layout, standing: pq.ParquetFile | None
+    output: Store, layout: Layout, standing: RowGroups | None
 ) -> tuple[pa.BooleanArray, pa.Table]:
     """Which of the table's rows still hold; ids and versions of the records to fetch, by id."""
     every = max(1, standing.metadata.num_rows // LONG_LIST) if standing is not None else 1
@@ -194,13 +195,13 @@ def _compared(
     return pa.array(_among(known, np.sort(np.concatenate(listed)))), fresh
 
 
-def _told(standing: pq.ParquetFile | None, *further: str) -> Iterator[Any]:
+def _told(standing: RowGroups | None, *further: str) -> Iterator[Any]:
     """The slide_id and `further` columns of the table's rows, in their order."""
     if standing is None:
         return
     columns = ["slide_id", *further]
-    for batch in standing.iter_batches(CHUNK_RECORDS, columns=columns):
-        yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
+    for table in standing.tables(columns):
+        yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
 def _hashes(rows: Iterable[tuple[Any, ...]]) -> Hashes:
@@ -229,26 +230,20 @@ def _columns(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> pa.Table:
     return pa.concat_tables(chunks)
 
 
-def _standing(
-    output: Store, layout: Layout, opened: RangedFile | None = None
-) -> pq.ParquetFile | None:
+def _standing(output: Store, layout: Layout) -> RowGroups | None:
     """The table that stands, pinned to its version; None for none, or one that is not ours."""
     try:
-        file = pq.ParquetFile(opened or _opened(output, layout))
+        file = RowGroups(output, layout.slides_table, footer_get_bytes=FOOTER_GET_BYTES)
     except (NotFoundError, pa.ArrowException):
         return None
-    ours = all(field in SLIDE_COLUMNS or _is_flat(field) for field in file.schema_arrow)
-    missing = {*SLIDE_COLUMNS.names} - {*file.schema_arrow.names}
+    ours = all(field in SLIDE_COLUMNS or _is_flat(field) for field in file.schema)
+    missing = {*SLIDE_COLUMNS.names} - {*file.schema.names}
     return file if ours and missing <= {*LATER_COLUMNS} else None
 
 
-def _opened(output: Store, layout: Layout) -> RangedFile:
-    return output.open_file(layout.slides_table, first_get_bytes=COLUMNS_BYTES)
-
-
-def _is_whole(standing: pq.ParquetFile | None) -> bool:
+def _is_whole(standing: RowGroups | None) -> bool:
     """Whether there is a table, and none of our columns came after it."""
-    return standing is not None and {*SLIDE_COLUMNS.names} <= {*standing.schema_arrow.names}
+    return standing is not None and {*SLIDE_COLUMNS.names} <= {*standing.schema.names}
 
 
 def _is_flat(field: pa.Field) -> bool:
@@ -299,12 +294,12 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _rows_of(
-    standing: pq.ParquetFile | None, current: pa.BooleanArray, fresh: Iterable[pq.ParquetFile]
+    standing: RowGroups | None, current: pa.BooleanArray, fresh: Iterable[pq.ParquetFile]
 ) -> Iterator[pa.Table]:
     start = 0
     if standing is not None:
-        for group in range(standing.num_row_groups):
-            table = standing.read_row_group(group)
+        for group in range(standing.metadata.num_row_groups):
+            table = standing.table(group, standing.schema.names)
             yield table.filter(current.slice(start, table.num_rows))
             start += table.num_rows
     for file in fresh:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ray_pipeline.dataset.layout import EMBEDDINGS_FILE, Layout
+from ray_pipeline.dataset.row_groups import RowGroups
 from ray_pipeline.dataset.schema import BATCH_TILES, ROW_GROUP_TILES
 from ray_pipeline.dataset.slide_files import standing_files
 from ray_pipeline.errors import NotFoundError, SettingsError
@@ -84,10 +83,10 @@ def read_vectors(
     the file is replaced meanwhile, and SettingsError when it is none of historay's.
     """
     try:
-        metadata, groups = _row_groups(output, info)
+        file, groups = _row_groups(output, info)
         for group, rows in enumerate(groups):
             if tiles is None or any(tile in rows for tile in tiles):
-                yield from _batches(output, slide_id, info, metadata, group)
+                yield from _batches(slide_id, file, group)
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise SettingsError(
             f"{slide_id}: {output.uri_of(info.key)} is no file of historay's ({error}); "
@@ -117,28 +116,27 @@ def read_tiles(
     return np.stack([found[tile] for tile in tiles])
 
 
-def _row_groups(output: Store, info: ObjectInfo) -> tuple[pq.FileMetaData, list[range]]:
-    """The file's directory, and the tiles of each row group. Raises ValueError for a long one."""
-    with output.open_file(
-        info.key, etag=info.etag, size_bytes=info.size_bytes, first_get_bytes=FOOTER_GET_BYTES
-    ) as source:
-        metadata = pq.read_metadata(source)
+def _row_groups(output: Store, info: ObjectInfo) -> tuple[RowGroups, list[range]]:
+    """The file, and the tiles of each row group. Raises ValueError for a long one."""
+    file = RowGroups(
+        output,
+        info.key,
+        etag=info.etag,
+        size_bytes=info.size_bytes,
+        footer_get_bytes=FOOTER_GET_BYTES,
+    )
     groups, first = [], 0
-    for group in range(metadata.num_row_groups):
-        groups.append(range(first, first + metadata.row_group(group).num_rows))
+    for group in range(file.metadata.num_row_groups):
+        groups.append(range(first, first + file.metadata.row_group(group).num_rows))
         first = groups[-1].stop
         if len(groups[-1]) > LARGEST_GROUP_TILES:
             raise ValueError("row groups longer than historay's")
-    return metadata, groups
+    return file, groups
 
 
-def _batches(
-    output: Store, slide_id: str, info: ObjectInfo, metadata: pq.FileMetaData, group: int
-) -> Iterator[VectorBatch]:
-    start, stop = _span(metadata, group)
-    data = output.get_range(info.key, start, stop - start, etag=info.etag)
-    file = pq.ParquetFile(_Part(data, start, info.size_bytes), metadata=metadata)
-    for batch in file.iter_batches(
+def _batches(slide_id: str, file: RowGroups, group: int) -> Iterator[VectorBatch]:
+    fetched = file.fetched(group, COLUMNS)
+    for batch in fetched.iter_batches(
         BATCH_TILES, row_groups=[group], columns=list(COLUMNS), use_threads=False
     ):
         flat = pc.list_flatten(batch["embedding"]).to_numpy(zero_copy_only=False)
@@ -149,42 +147,3 @@ def _batches(
             y=batch["y"].to_numpy(),
             vectors=flat.reshape(batch.num_rows, -1),
         )
-
-
-class _Part:
-    """A file of which one stretch is there, handed out without a copy."""
-
-    closed = False
-
-    def __init__(self, data: memoryview, start: int, size_bytes: int) -> None:
-        self._data, self._start, self._size = data, start, size_bytes
-        self._position = 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> None:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int) -> memoryview:
-        first = self._position - self._start
-        self._position += size
-        return self._data[first : first + size]
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def _span(metadata: pq.FileMetaData, group: int) -> tuple[int, int]:
-    """First byte of a row group, and the one after its last."""
-    bounds = []
-    for column in _columns(metadata, group):
-        first = column.dictionary_page_offset or column.data_page_offset
-        bounds += [first, first + column.total_compressed_size]
-    return min(bounds), max(bounds)
-
-
-def _columns(metadata: pq.FileMetaData, group: int) -> list[pq.ColumnChunkMetaData]:
-    rows = metadata.row_group(group)
-    return [rows.column(index) for index in range(rows.num_columns)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.slides.tiled import TiledSlide
 from ray_pipeline.slides.tissue import TissueRule
 from tests.benchmarks.reader_peers import FSSPEC_SETTINGS, TiffSlideProcess
+from tests.benchmarks.report import peak_gb
 
 SHARDS_AT_ONCE = 8
 """As many shards as the batch job hands to a reader at a time."""
@@ -79,7 +79,7 @@ class Measures:
                 "tifffile_zarr_local": self._zarr("half.tif", plan),
             },
             "local_over_decode_in_cache": times.ratio("local", "decode_in_cache"),
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+            "peak_rss_mb": 1e3 * peak_gb(),
         }
 
     def half(self) -> dict[str, Any]:

@@ -72,3 +72,12 @@ def _commit() -> str:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return asked.stdout.strip() or "unknown"
+
+
+def peak_gb() -> float:
+    """The most memory this process ever had, GB.
+
+    Linux's own mark, for `ru_maxrss` comes from the parent where that is larger.
+    """
+    told = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
+    return round(int(told.split()[0]) * 1024 / 1e9, 4)

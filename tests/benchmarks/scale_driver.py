@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import statistics
 import sys
 import time
@@ -39,6 +38,7 @@ from ray_pipeline.stages import StageShard
 from ray_pipeline.stopping import Stop
 from ray_pipeline.store import Store
 from ray_pipeline.worklist import SlideList
+from tests.benchmarks.report import peak_gb
 from tests.benchmarks.scale_filled import OUTPUT, SOURCES, source_key
 from tests.benchmarks.scale_stages import (
     FACTS,
@@ -181,15 +181,10 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=0)
     parser.add_argument("--one-in", type=int, default=1)
     asked = parser.parse_args()
-    at_start = _rss_gb()
+    at_start = peak_gb()
     told = PHASES[asked.phase](asked)
-    told["rss_gb"], told["rss_at_start_gb"] = _rss_gb(), at_start
+    told["rss_gb"], told["rss_at_start_gb"] = peak_gb(), at_start
     sys.stdout.write(json.dumps(told) + "\n")
-
-
-def _rss_gb() -> float:
-    """The most memory this process ever had, GB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 4)
 
 
 if __name__ == "__main__":

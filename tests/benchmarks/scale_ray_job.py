@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from ray_pipeline.pipeline import embed
 from ray_pipeline.progress import Reporter
 from ray_pipeline.settings import JobSettings
 from tests.benchmarks.null_stages import BlackRead, NullEncode, NullPlan, NullRead
+from tests.benchmarks.report import peak_gb
 
 LOOK_EVERY_S = 0.05
 """Seconds between two looks at Ray's object store."""
@@ -121,7 +121,7 @@ def main() -> None:
         "tiles": report.tiles,
         "wall_s": round(wall_s, 2),
         "driver_cpu_s": round(cpu_s, 2),
-        "driver_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 4),
+        "driver_rss_gb": peak_gb(),
         "object_store_bytes": objects.size_bytes,
         "object_store_most_bytes": objects.most_bytes,
         "object_store_looks": objects.looks,

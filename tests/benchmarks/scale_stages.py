@@ -22,7 +22,7 @@ from ray_pipeline.stages import StageShard
 PLAN_FP = "0123456789ab"
 WINDOW_SLIDES = 64
 """Slides whose shards come in turns: about as many as a large cluster has under way."""
-FACTS = {
+FACTS: dict[str, Any] = {
     "vendor": "aperio",
     "width_px": 98304,
     "height_px": 81920,

@@ -4,7 +4,8 @@
 
 Buckets are there once something lies in them. Every request is answered, signed or not.
 GET and DELETE /_counters tell and reset what was asked; POST /_fill puts many objects at once,
-uncounted, whose bytes nobody will read; POST /_link changes the network.
+uncounted, whose bytes nobody will read; POST /_file puts one whose bytes stay in a local file;
+POST /_link changes the network.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import mmap
 import re
 from asyncio import StreamReader, StreamWriter
 from bisect import bisect_left
@@ -21,6 +23,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
+from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -61,7 +64,7 @@ class Stored:
     """Without quotes."""
     size_bytes: int
     """As it is told."""
-    data: bytes | None
+    data: bytes | mmap.mmap | None
     """None where nobody will read it."""
 
 
@@ -100,6 +103,10 @@ class BucketServer(OwnProcess):
     def fill(self, bucket: str, keys: Sequence[str], size_bytes: int) -> None:
         """Put objects of that size, uncounted and without bytes."""
         self.ask("POST", "/_fill", {"bucket": bucket, "keys": keys, "size_bytes": size_bytes})
+
+    def put_file(self, bucket: str, key: str, path: Path) -> None:
+        """Put an object, uncounted, as a local file has it, which may be deleted then."""
+        self.ask("POST", "/_file", {"bucket": bucket, "key": key, "path": str(path)})
 
     def set_link(self, *, latency_ms: float = 0.0) -> None:
         """Play another network to the requests from now on."""
@@ -268,6 +275,12 @@ class _Server:
                 bucket = self.buckets.setdefault(told["bucket"], Bucket())
                 for key in told["keys"]:
                     bucket.put(key, Stored(etag_of_filled(key), told["size_bytes"], None))
+            case ("POST", "/_file"):
+                told = json.loads(body)
+                with Path(told["path"]).open("rb") as file:
+                    data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+                stored = Stored(etag_of_filled(told["key"]), len(data), data)
+                self.buckets.setdefault(told["bucket"], Bucket()).put(told["key"], stored)
             case ("POST", "/_link"):
                 self.link = Link(**json.loads(body))
             case _:
@@ -288,7 +301,7 @@ def _read(bucket: Bucket, key: str, asked: Mapping[str, str], *, bare: bool) -> 
     data = stored.data or b""
     span = wanted_range(asked.get("range"), len(data))
     if span is None:
-        return Reply(headers=headers, body=data)
+        return Reply(headers=headers, body=data[:])
     start, end = span
     if start >= len(data):
         return _refusal(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "InvalidRange")

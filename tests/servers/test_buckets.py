@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,17 @@ def test_lists_come_in_pages_and_in_order(server: BucketServer) -> None:
     assert server.counters() == {"lists LIST many/": 3}
     assert store.folders("few") == ["x"]
     assert [info.key for info in store.list("few")] == ["few/w", "few/x/y", "few/x/z"]
+
+
+def test_an_object_may_stay_in_a_file(server: BucketServer, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 100
+    (tmp_path / "file").write_bytes(data)
+    server.put_file("files", "a/b", tmp_path / "file")
+    (tmp_path / "file").unlink()
+    store = Store.open("s3://files")
+    assert store.head("a/b").size_bytes == len(data)
+    assert store.get("a/b") == data
+    assert bytes(store.get_range("a/b", 300, 1000)) == data[300:1300]
 
 
 def test_requests_are_counted_by_bucket_verb_and_folder(server: BucketServer) -> None:
