@@ -48,7 +48,7 @@ def check_name(slide_id: str, what: str, value: str) -> None:
 
 def original_name(segment: str) -> str:
     """The value that `folder_name` encoded."""
-    return unquote(segment)
+    return unquote(segment) if "%" in segment else segment
 
 
 def cuts(folder: str, slide_ids: Sequence[str], *, before: str = "") -> list[str]:
