@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from queue import Full, Queue
@@ -17,13 +17,16 @@ LOOK_EVERY_S = 0.2
 T = TypeVar("T")
 
 
-def side_by_side(parts: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
+def side_by_side(parts: Iterable[Iterator[T] | None], threads: int) -> Iterator[T]:
     """What all `parts` yield, in any order, so many of them drained at the same time.
 
-    Raises the first error of any of them; the others are then left where they are.
+    Parts may come while others are drained: None says that just now there is none, and is to come
+    after a short wait. Raises the first error of any of them; the others are then left where they
+    are.
     """
     arrived: Queue[tuple[T, ...] | BaseException | None] = Queue(ITEMS_WAITING)
     left, waiting, one_at_a_time = threading.Event(), iter(parts), threading.Lock()
+    no_more: Iterator[T] = iter(())
 
     def hand_over(what: tuple[T, ...] | BaseException | None) -> None:
         while not left.is_set():
@@ -31,34 +34,34 @@ def side_by_side(parts: Sequence[Iterator[T]], threads: int) -> Iterator[T]:
                 arrived.put(what, timeout=LOOK_EVERY_S)
                 return
 
-    def drain(part: Iterator[T]) -> None:
-        try:
-            while not left.is_set() and (item := tuple(islice(part, 1))):
+    def drain() -> None:
+        while not left.is_set():
+            with one_at_a_time:
+                part = next(waiting, no_more)
+            if part is no_more:
+                return
+            while part is not None and not left.is_set() and (item := tuple(islice(part, 1))):
                 hand_over(item)
+
+    def work() -> None:
+        try:
+            drain()
         except BaseException as error:  # noqa: BLE001 (raised again where the items are taken)
             hand_over(error)
         else:
             hand_over(None)
 
-    def work() -> None:
-        while not left.is_set():
-            with one_at_a_time:
-                part = next(waiting, None)
-            if part is None:
-                return
-            drain(part)
-
     # An error that somebody keeps holds this generator, too: then nothing ends them but the end of
     # the process, which must not wait for them.
     workers = [
         threading.Thread(target=work, name=f"side-by-side-{number}", daemon=True)
-        for number in range(min(threads, len(parts)))
+        for number in range(threads)
     ]
     try:
         for worker in workers:
             worker.start()
         ended = 0
-        while ended < len(parts):
+        while ended < threads:
             what = arrived.get()
             if isinstance(what, BaseException):
                 raise what

@@ -175,8 +175,8 @@ def _from_glob(entry: str) -> Iterator[SlideSource]:
 
 
 def _all_of(store: Store) -> Iterator[ObjectInfo]:
-    """Its objects; while some are looked at, the next are already asked for."""
-    return chain.from_iterable(side_by_side([store.pages()], 1))
+    """Its objects, in any order; while some are looked at, the next are already asked for."""
+    return chain.from_iterable(side_by_side([store.pages(in_order=False)], 1))
 
 
 def _listed(store: Store, infos: Iterable[ObjectInfo], nothing: str) -> Iterator[SlideSource]:

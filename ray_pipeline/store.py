@@ -34,6 +34,7 @@ from ray_pipeline.errors import (
 from ray_pipeline.ranged_file import RangedFile, ReadCounts
 from ray_pipeline.refusals import CLIENT_ERRORS, translated
 from ray_pipeline.side_by_side import side_by_side
+from ray_pipeline.spans import Span, Spans
 from ray_pipeline.uris import quoted, refuse_secrets, shown_uri
 
 T = TypeVar("T")
@@ -136,31 +137,33 @@ class Store:
         return chain.from_iterable(self.pages(prefix, cuts=cuts))
 
     def pages(
-        self, prefix: str = "", *, cuts: Sequence[str] = ()
+        self, prefix: str = "", *, cuts: Sequence[str] = (), in_order: bool = True
     ) -> Iterator[Sequence[ObjectInfo]]:
-        """The same, as many at a time as the store tells: for listings of millions."""
+        """The same, as many at a time as the store tells: for listings of millions.
+
+        Unless they are to come `in_order`, a long listing is cut as it goes on: see `Spans`.
+        """
         self._not_on_the_web(prefix, "can't be listed: name each slide.")
-        if not cuts or self.scheme not in ("s3", "gs"):
-            yield from self._between(prefix, None, None)
+        if self.scheme not in ("s3", "gs") or (in_order and not cuts):
+            yield from self._between(prefix, Span())
             return
         bounds = [None, *sorted({self._path(cut) for cut in cuts}), None]
-        parts = [self._between(prefix, after, last) for after, last in pairwise(bounds)]
+        known = [Span(after, last) for after, last in pairwise(bounds)]
+        spans = known if cuts else Spans(self._path(prefix))
+        parts = (None if span is None else self._between(prefix, span) for span in spans)
         yield from side_by_side(parts, LISTS_AT_ONCE)
 
-    def _between(
-        self, prefix: str, after: str | None, last: str | None
-    ) -> Iterator[Sequence[ObjectInfo]]:
-        """Pages of objects whose paths come after `after`, up to `last`."""
+    def _between(self, prefix: str, span: Span) -> Iterator[Sequence[ObjectInfo]]:
+        """Pages of the objects of a span."""
         attempt, cut = 0, len(self._path("")) + 1 if self.prefix else 0
         while True:
             try:
-                for page in self._listed(prefix, after=after):
-                    after, attempt = page[-1]["path"], 0
-                    told = page
-                    if last is not None and after > last:
-                        told = [meta for meta in page if meta["path"] <= last]
+                for page in self._listed(prefix, after=span.after):
+                    attempt, belong = 0, span.told([meta["path"] for meta in page])
+                    told = page[:belong]
                     yield [ObjectInfo(m["path"][cut:], m["size"], etag_of(m)) for m in told]
-                    if len(told) < len(page):
+                    if belong < len(page):
+                        span.end()
                         return
             except UnreachableError:
                 attempt += 1
@@ -168,6 +171,7 @@ class Store:
                     raise
                 _pause(attempt)
             else:
+                span.end()
                 return
 
     def _listed(self, prefix: str, *, after: str | None) -> Iterator[Sequence[dict[str, Any]]]:

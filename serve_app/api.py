@@ -269,6 +269,9 @@ class _Watched:
 
         try:
             await self._app(scope, receive, noting)
+        except Exception:
+            status = 500  # as the client is told outside of this
+            raise
         finally:
             self._service.answered(scope)
             self._service.metrics.request(_route_of(scope), status, time.monotonic() - started)

@@ -93,9 +93,12 @@ class Ingress:
         """What this ingress has counted, for another one; itself it knows."""
         return [] if asked_by == self._here else self._service.metrics.collect()
 
-    async def drain(self) -> None:
-        """Refuse new requests with 503, and come back when all accepted ones are answered."""
-        await self._service.drain()
+    async def drain(self) -> float:
+        """Refuse new requests with 503, and come back when all accepted ones are answered.
+
+        Returns the seconds since the last reply was handed to Ray Serve.
+        """
+        return await self._service.drain()
 
 
 def _encoder(model: ModelSettings, settings: ServiceSettings) -> serve.Application:

@@ -35,8 +35,9 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
 }
 """What Ray's processes are started with: a request then takes a quarter less of their CPU."""
-REPLIES_PASS_S = 2.0
-"""Time for replies to get through Ray Serve's proxies, which are killed when it is shut down."""
+REPLIES_PASS_S = 5.0
+"""Time for the last replies to reach their clients: Ray Serve takes them at once, and its proxies,
+which pass them on, are killed when it is shut down."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -118,10 +119,11 @@ def _deploy_again(
 
 def _drain(handle: DeploymentHandle[Ingress], timeout_s: float) -> None:
     try:
-        handle.broadcast("drain").results(timeout_s=timeout_s)
+        idle_s = min(handle.broadcast("drain").results(timeout_s=timeout_s))
     except TimeoutError:
         logging.getLogger(__name__).warning("some requests were not answered in %g s", timeout_s)
-    time.sleep(REPLIES_PASS_S)
+        idle_s = 0.0
+    time.sleep(max(0.0, REPLIES_PASS_S - idle_s))
 
 
 def _told(error: HistorayError, code: int) -> int:

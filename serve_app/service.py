@@ -84,7 +84,7 @@ class Service:
         self.regions = RegionReader(settings.regions)
         metrics.watch_in_hand(lambda: self.tiles.held)
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._in_hand = 0
+        self._in_hand, self._answered_at = 0, float("-inf")
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -174,14 +174,19 @@ class Service:
         """Whether every model has a replica that is loaded and warm."""
         return all([await self.facts(name) for name in self.models])
 
-    async def drain(self) -> None:
-        """Refuse what comes from now on, and come back when all accepted requests have replies."""
+    async def drain(self) -> float:
+        """Refuse what comes from now on, and come back when all accepted requests have replies.
+
+        Returns the seconds since the last reply was handed over.
+        """
         self.draining = True
         await self._idle.wait()
+        return time.monotonic() - self._answered_at
 
     def answered(self, scope: Scope) -> None:
-        """Note that the reply to a request has been sent, or that there is nobody to send it to."""
+        """Note that the reply to a request was handed over, or that nobody is there to get it."""
         if scope.pop(_ACCEPTED, False):
+            self._answered_at = time.monotonic()
             self._in_hand -= 1
             if not self._in_hand:
                 self._idle.set()

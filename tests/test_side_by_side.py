@@ -44,6 +44,26 @@ def test_the_first_error_is_raised_and_no_further_part_is_begun() -> None:
     assert threads() == []
 
 
+def test_parts_may_come_while_others_are_drained() -> None:
+    def parts() -> Iterator[Iterator[int] | None]:
+        for number in range(20):
+            yield None
+            yield iter(range(10 * number, 10 * number + 10))
+
+    assert sorted(side_by_side(parts(), 4)) == list(range(200))
+    assert threads() == []
+
+
+def test_an_error_of_who_gives_the_parts_is_raised() -> None:
+    def parts() -> Iterator[Iterator[int]]:
+        yield iter(range(10))
+        raise OSError("no further part")
+
+    with pytest.raises(OSError, match="no further part"):
+        list(side_by_side(parts(), 4))
+    assert threads() == []
+
+
 def test_a_process_ends_though_an_error_holds_what_was_left() -> None:
     program = """
 from itertools import count

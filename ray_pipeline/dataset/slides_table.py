@@ -30,8 +30,8 @@ from ray_pipeline.store import Store
 
 CHUNK_RECORDS = 1024
 """Rows handled at a time: bounds memory at some 20 MB for two vectors of 1,536 numbers each."""
-FOOTER_GET_BYTES = 512 << 10
-"""First request of a table, at its end: the directory of 100,000 slides."""
+TAIL_BYTES = 512 << 10
+"""First request of a table, at its end: all of one of few slides, the directory of 100,000."""
 LISTED_RECORDS = 16_384
 """Of a listing, those that are compared at a time: each time its threads get in between."""
 READ_ATTEMPTS = 4
@@ -201,7 +201,8 @@ def _told(standing: RowGroups | None, *further: str) -> Iterator[Any]:
         return
     columns = ["slide_id", *further]
     for table in standing.tables(columns):
-        yield from zip(*(table[name].to_pylist() for name in columns), strict=True)
+        for batch in table.to_batches(CHUNK_RECORDS):
+            yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
 
 
 def _hashes(rows: Iterable[tuple[Any, ...]]) -> Hashes:
@@ -233,7 +234,7 @@ def _columns(rows: Iterable[tuple[str, str]], names: Sequence[str]) -> pa.Table:
 def _standing(output: Store, layout: Layout) -> RowGroups | None:
     """The table that stands, pinned to its version; None for none, or one that is not ours."""
     try:
-        file = RowGroups(output, layout.slides_table, footer_get_bytes=FOOTER_GET_BYTES)
+        file = RowGroups(output, layout.slides_table, tail_bytes=TAIL_BYTES)
     except (NotFoundError, pa.ArrowException):
         return None
     ours = all(field in SLIDE_COLUMNS or _is_flat(field) for field in file.schema)
@@ -298,7 +299,7 @@ def _rows_of(
 ) -> Iterator[pa.Table]:
     start = 0
     if standing is not None:
-        for group in range(standing.metadata.num_row_groups):
+        for group in standing.groups:
             table = standing.table(group, standing.schema.names)
             yield table.filter(current.slice(start, table.num_rows))
             start += table.num_rows
@@ -316,7 +317,8 @@ def _write(tables: Iterable[pa.Table], schema: pa.Schema, target: Path) -> int:
             if waiting.num_rows >= CHUNK_RECORDS:
                 writer.write_table(waiting)
                 waiting = schema.empty_table()
-        writer.write_table(waiting)
+        if waiting.num_rows or not count:
+            writer.write_table(waiting)
     return count
 
 

@@ -25,7 +25,7 @@ BATCH_COPIES, NUMBER_BYTES = 6, 4
 """Of a batch while it is decoded, with what allocators keep (measured: 4); bytes of a number."""
 SHARED_BYTES = 24 << 20
 """Kept by allocators as soon as two slides are read at the same time (measured: 21 MiB)."""
-FOOTER_GET_BYTES = 64 << 10
+TAIL_BYTES = 64 << 10
 """First request of a file, at its end. Each row group is then one more."""
 
 
@@ -87,7 +87,7 @@ def read_vectors(
         for group, rows in enumerate(groups):
             if tiles is None or any(tile in rows for tile in tiles):
                 yield from _batches(slide_id, file, group)
-    except (pa.ArrowException, KeyError, ValueError) as error:
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise SettingsError(
             f"{slide_id}: {output.uri_of(info.key)} is no file of historay's ({error}); "
             "move it away."
@@ -123,7 +123,7 @@ def _row_groups(output: Store, info: ObjectInfo) -> tuple[RowGroups, list[range]
         info.key,
         etag=info.etag,
         size_bytes=info.size_bytes,
-        footer_get_bytes=FOOTER_GET_BYTES,
+        tail_bytes=TAIL_BYTES,
     )
     groups, first = [], 0
     for group in range(file.metadata.num_row_groups):

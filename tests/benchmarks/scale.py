@@ -43,6 +43,8 @@ FULL_SLIDES, QUICK_FULL_SLIDES = 2_500, 250
 RERUN_SLIDES, QUICK_RERUN_SLIDES = 10_000, 100
 """Of the finished job that `historay embed` runs again, on a real Ray."""
 
+LATENCY_MS = 40.0
+"""Of a store that is not in memory: about S3's, before each of its replies."""
 USD_PER_1000 = {"PUT": 0.005, "LIST": 0.005, "GET": 0.0004, "HEAD": 0.0004, "DELETE": 0.0}
 """S3 Standard, us-east-1, list prices of November 2026; deleting is free."""
 
@@ -53,6 +55,8 @@ class Cost:
 
     fresh: Mapping[str, Any]
     finished: Mapping[str, Any]
+    finished_far: Mapping[str, Any]
+    """The same, the store LATENCY_MS away."""
     lists: int
     """LIST requests of the fresh run and of its rerun."""
 
@@ -66,8 +70,7 @@ class Cost:
     @property
     def resume_s(self) -> float:
         """Wall seconds of listing a finished job, finding nothing to do, and closing."""
-        parts = self.finished["parts"].values()
-        return math.fsum(float(part["wall_s"]) for part in parts)
+        return _wall_s(self.finished)
 
     def figures(self) -> dict[str, Any]:
         """As they stand in the report."""
@@ -79,9 +82,11 @@ class Cost:
             "fresh_rss_gb": self.fresh["rss_gb"],
             "finished_rss_gb": self.finished["rss_gb"],
             "resume_s": round(self.resume_s, 2),
+            f"resume_{LATENCY_MS:g}_ms_s": round(_wall_s(self.finished_far), 2),
             "lists": self.lists,
             "fresh": self.fresh,
             "finished": self.finished,
+            "finished_far": self.finished_far,
         }
 
 
@@ -131,6 +136,10 @@ def main() -> None:
     )
 
 
+def _wall_s(told: Mapping[str, Any]) -> float:
+    return math.fsum(float(part["wall_s"]) for part in told["parts"].values())
+
+
 def power(slides: int) -> str:
     """A power of ten as ratios name it: `1e6`."""
     return f"1e{round(math.log10(slides))}"
@@ -151,7 +160,9 @@ def simulated(slides: int, full: int) -> Cost:
         os.environ.update(server.env)
         fill_finished(server, Layout(recipe().fingerprint), slides)
         finished = _phase(server, "finished")
-        told = Cost(fresh, finished, lists + _by_verb(server)["LIST"])
+        lists += _by_verb(server)["LIST"]
+        server.set_link(latency_ms=LATENCY_MS)
+        told = Cost(fresh, finished, _phase(server, "finished"), lists)
     print(f"{slides} slides: {json.dumps(told.figures())}", file=sys.stderr)
     return told
 

@@ -32,9 +32,6 @@ DONE = {
     "status": "done",
     "size_bytes": SLIDE_BYTES,
     "mask": list(FACTS["mask"].items()),
-    "n_tiles": 10_000,
-    "seconds": 38.7,
-    "plan_fp": "5d41402abc4b2a76",
     "run": "20261121T093011-5d4140",
     "finished_at": "2026-11-21T09:41:27.164+00:00",
 }
@@ -84,6 +81,7 @@ def fill_finished(
                     uri=uris,
                     etag=etags,
                     input_fp=inputs,
+                    plan_fp=[etag[:16] for etag in etags],
                     output=files,
                     output_etag=list(map(etag_of_filled, files)),
                     record_etag=list(map(etag_of_filled, records)),
@@ -94,16 +92,18 @@ def fill_finished(
 class SlidesFile:
     """A slides table as historay writes it, vectors of 1,536 numbers and all: 12 MB a row group.
 
-    The same vectors in each, and not compressed, which numbers like these hardly are: that is a
-    fifth of the time of writing them.
+    Every row group has the same vectors, and has them as they are: numbers like these hardly
+    become less, and compressing them would take five times as long.
     """
 
     def __init__(self, path: Path) -> None:
         short = [name for name in SLIDE_COLUMNS.names if name not in SLIDE_VECTORS]
+        short += ["mask.key_value.key", "mask.key_value.value"]
         self._file = pq.ParquetWriter(
             path, SLIDE_COLUMNS, compression=dict.fromkeys(short, "zstd"), use_dictionary=short
         )
-        numbers = np.random.default_rng(1).standard_normal(CHUNK_RECORDS * DIM, dtype=np.float32)
+        self._rng = np.random.default_rng(1)
+        numbers = self._rng.standard_normal(CHUNK_RECORDS * DIM, dtype=np.float32)
         ends = np.arange(0, CHUNK_RECORDS * DIM + 1, DIM, dtype=np.int32)
         self._vectors = pa.ListArray.from_arrays(ends, numbers)
         self._waiting = SLIDE_COLUMNS.empty_table()
@@ -126,6 +126,8 @@ class SlidesFile:
         for field in SLIDE_COLUMNS:
             if field.name in SLIDE_VECTORS:
                 column = pa.concat_arrays([self._vectors] * -(-n // CHUNK_RECORDS))[:n]
+            elif field.name in ("n_tiles", "seconds", "tissue_mm2", "bytes_fetched"):
+                column = pa.array(self._rng.integers(1, 1 << 20, n)).cast(field.type)
             elif field.name in told:
                 column = pa.array(told[field.name], field.type)
             else:

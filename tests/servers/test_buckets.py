@@ -56,6 +56,23 @@ def test_lists_come_in_pages_and_in_order(server: BucketServer) -> None:
     assert [info.key for info in store.list("few")] == ["few/w", "few/x/y", "few/x/z"]
 
 
+@pytest.mark.parametrize("folder", ["", "cohort", "cohort/b 1"])
+def test_a_long_listing_is_cut_as_it_goes_on(server: BucketServer, folder: str) -> None:
+    named = [f"{folder}/{n % 7}/slide {n:05d}.svs".lstrip("/") for n in range(25_000)]
+    bucket = f"cut-{len(folder)}"
+    server.fill(bucket, [*named, "cohort0", "b", "z/z"], 7)
+    server.reset_counters()
+    store = Store.open(f"s3://{bucket}")
+    pages = store.pages(folder, in_order=False)
+    found = [info.key for page in pages for info in page]
+    expected = named if folder else [*named, "cohort0", "b", "z/z"]
+    assert sorted(found) == sorted(expected)
+    assert 26 <= sum(server.counters().values()) <= 26 * 5
+    assert server.counters().keys() <= {
+        f"{bucket} LIST {one}" for one in ("", "cohort/", "cohort/b 1")
+    }
+
+
 def test_an_object_may_stay_in_a_file(server: BucketServer, tmp_path: Path) -> None:
     data = bytes(range(256)) * 100
     (tmp_path / "file").write_bytes(data)
