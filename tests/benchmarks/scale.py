@@ -45,6 +45,8 @@ RERUN_SLIDES, QUICK_RERUN_SLIDES = 10_000, 100
 
 LATENCY_MS = 40.0
 """Of a store that is not in memory: about S3's, before each of its replies."""
+RESUME_FAR = f"resume_{LATENCY_MS:g}_ms_s"
+"""What `resume_s` is called there."""
 USD_PER_1000 = {"PUT": 0.005, "LIST": 0.005, "GET": 0.0004, "HEAD": 0.0004, "DELETE": 0.0}
 """S3 Standard, us-east-1, list prices of November 2026; deleting is free."""
 
@@ -82,7 +84,7 @@ class Cost:
             "fresh_rss_gb": self.fresh["rss_gb"],
             "finished_rss_gb": self.finished["rss_gb"],
             "resume_s": round(self.resume_s, 2),
-            f"resume_{LATENCY_MS:g}_ms_s": round(_wall_s(self.finished_far), 2),
+            RESUME_FAR: round(_wall_s(self.finished_far), 2),
             "lists": self.lists,
             "fresh": self.fresh,
             "finished": self.finished,

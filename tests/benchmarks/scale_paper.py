@@ -16,6 +16,7 @@ from typing import Any
 
 from ray_pipeline.estimate import h100_tiles_per_s
 from ray_pipeline.recipe import SHARD_TILES
+from tests.benchmarks.scale import LATENCY_MS, RESUME_FAR
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).resolve().parents[2] / "infra" / "scale" / "README.md"
@@ -66,6 +67,8 @@ class Measured:
     """Of `SLIDES` slides; on the line through the two largest jobs where none had as many."""
     resume_s: float
     """Until a job of `SLIDES` finished slides has found nothing to do; likewise."""
+    resume_far_s: float
+    """The same, each reply of the store LATENCY_MS later."""
 
     @classmethod
     def of(cls, reports: Mapping[str, Mapping[str, Any]]) -> Measured:
@@ -88,6 +91,7 @@ class Measured:
             usd_per_1000=scale["usd_per_1000_requests"],
             driver_rss_gb=at_scale(rss),
             resume_s=at_scale({n: one["resume_s"] for n, one in sizes.items()}),
+            resume_far_s=at_scale({n: one[RESUME_FAR] for n, one in sizes.items()}),
         )
 
 
@@ -171,6 +175,7 @@ class Paper:
             ("cores, with Ray", f"{slides_per_s * self.shards * found.ray_cpu_s_per_shard:.2f}"),
             ("memory without Ray, GB", f"{found.driver_rss_gb:.2f}"),
             ("seconds to find a finished job finished", f"{found.resume_s:.0f}"),
+            (f"the same, the store {LATENCY_MS:g} ms away", f"{found.resume_far_s:.0f}"),
             (
                 "minutes of one core for the slides table",
                 f"{SLIDES * found.compact_cpu_s_per_slide / 60:.0f}",
