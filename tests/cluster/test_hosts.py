@@ -158,7 +158,6 @@ def hosts() -> Iterator[Network]:
 
 
 @pytest.mark.ray
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_cluster_that_loses_a_host_makes_what_one_machine_makes(
     hosts: Network, tmp_path: Path
