@@ -33,7 +33,7 @@ class Span:
         self.ended = True
 
     def told(self, paths: Sequence[str]) -> int:
-        """Note the next keys, in order; returns how many of them belong here."""
+        """Note the next keys, in order; returns how many belong here. One that does not ends it."""
         self.after = paths[-1]
         if self.last is None or self.after <= self.last:
             return len(paths)
@@ -68,8 +68,8 @@ class HalvedSpan(Span):
 class Spans:
     """Yields the whole listing, and then ever more parts of what is left of it. Thread-safe.
 
-    A part is to be told the keys it brings, and when it ends. Where there is
-    nothing to halve just now, None comes.
+    A part is to be told the keys it brings, and when no more come. Where there is nothing to halve
+    just now, None comes.
     """
 
     def __init__(self, folder: str) -> None:

@@ -163,7 +163,6 @@ class Store:
                     told = page[:belong]
                     yield [ObjectInfo(m["path"][cut:], m["size"], etag_of(m)) for m in told]
                     if belong < len(page):
-                        span.end()
                         return
             except UnreachableError:
                 attempt += 1

@@ -250,7 +250,7 @@ def _route_of(scope: Scope) -> str:
 
 
 class _Watched:
-    """ASGI middleware: counts and times every request, and tells when its reply has been sent."""
+    """ASGI middleware: counts and times every request, and tells when its reply was handed over."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
