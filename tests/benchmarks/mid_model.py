@@ -28,7 +28,7 @@ def prepare() -> None:
     encode: Any = Encoder.encode
 
     def on_its_own_core(self: Encoder, tiles: Any) -> Any:
-        # The calling thread computes: the encoder has no other.
+        # The encoder's own thread is started by the first call, and inherits its core.
         os.sched_setaffinity(0, DEVICE_CPUS)
         try:
             return encode(self, tiles)
