@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ import numpy.typing as npt
 from ray_pipeline.slides.tables import TileTable
 
 Ints = npt.NDArray[np.int64]
-Paste = tuple[int, int, int, int, int, int, int, int, int]
-"""(window, its top, bottom, left, right, the compressed tile's top, bottom, left, right), px."""
+Paste = list[int]
+"""[window, its top, bottom, left, right, the compressed tile's top, bottom, left, right], px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +49,39 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class BandPlan:
-    """How a run of windows is read."""
+    """How a run of windows is read, step by step in the order in which the windows need them."""
 
-    steps: list[Step]
-    """In the order in which the windows first need them."""
+    tiles: Ints
+    """int64 [s]: the compressed tile of each step."""
     last_step: Ints
     """int64 [n]: the step after which each window is whole."""
     first_lingering: int
     """The first compressed tile under the last row of windows; those that follow may need it again,
     or any after it."""
+    copies: npt.NDArray[np.int32]
+    """int32 [p, 9]: the pastes of all steps, one after another."""
+    edges: Ints
+    """int64 [s + 1]: where in `copies` those of each step start, and where the last ones end."""
+
+    def steps(self, first: int, stop: int) -> list[Step]:
+        """Those with the numbers from `first` to before `stop`.
+
+        A few at a time: Python's garbage collector goes through all that there are, and to make
+        them at once costs twice as much.
+        """
+        edges = self.edges[first : stop + 1].tolist()
+        start = edges[0]
+        pastes: list[Paste] = self.copies[start : edges[-1]].tolist()
+        bounds = pairwise(edges)
+        return [
+            Step(tile, pastes[begin - start : end - start])
+            for tile, (begin, end) in zip(self.tiles[first:stop].tolist(), bounds, strict=True)
+        ]
 
     @property
-    def lingering(self) -> list[int]:
+    def lingering(self) -> Ints:
         """Compressed tiles of the plan that may be needed again."""
-        return [step.tile for step in self.steps if step.tile >= self.first_lingering]
+        return self.tiles[self.tiles >= self.first_lingering]
 
 
 def tiles_under(table: TileTable, windows: Windows, reduce: int) -> Ints:
@@ -72,7 +92,8 @@ def tiles_under(table: TileTable, windows: Windows, reduce: int) -> Ints:
 def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     """Plan the reading of `windows` at 1/`reduce` of the table's level."""
     if not len(windows.left):
-        return BandPlan([], np.empty(0, np.int64), 0)
+        none = np.empty(0, np.int64)
+        return BandPlan(none, none, 0, np.empty((0, 9), np.int32), np.zeros(1, np.int64))
     window, tile, rows, columns = _pairs(table, windows, reduce)
     width, height = reduced_tile(table, reduce)
     left, top = windows.left[window], windows.top[window]
@@ -81,18 +102,18 @@ def plan_bands(table: TileTable, windows: Windows, reduce: int) -> BandPlan:
     y0 = np.maximum(top, rows * height)
     y1 = np.minimum(top + windows.height[window], (rows + 1) * height)
     order, step_of = _steps(tile)
-    by_step = np.argsort(step_of, kind="stable")
     copies = (
         *(window, y0 - top, y1 - top, x0 - left, x1 - left),
         *(y0 - rows * height, y1 - rows * height),
         *(x0 - columns * width, x1 - columns * width),
     )
-    pastes: list[Paste] = list(zip(*(part[by_step].tolist() for part in copies), strict=True))
-    edges = [0, *np.cumsum(np.bincount(step_of)).tolist()]
-    bounds = zip(order.tolist(), edges[:-1], edges[1:], strict=True)
-    steps = [Step(number, pastes[start:stop]) for number, start, stop in bounds]
-    last_step = np.maximum.reduceat(step_of, np.flatnonzero(np.diff(window, prepend=-1)))
-    return BandPlan(steps, last_step, int(windows.top[-1]) // height * table.columns)
+    return BandPlan(
+        tiles=order,
+        last_step=np.maximum.reduceat(step_of, np.flatnonzero(np.diff(window, prepend=-1))),
+        first_lingering=int(windows.top[-1]) // height * table.columns,
+        copies=np.stack(copies, axis=1, dtype=np.int32)[np.argsort(step_of, kind="stable")],
+        edges=np.concatenate(([0], np.cumsum(np.bincount(step_of)))),
+    )
 
 
 def reduced_tile(table: TileTable, reduce: int) -> tuple[int, int]:

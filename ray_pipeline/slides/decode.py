@@ -88,7 +88,7 @@ class JpegCodec:
     def decode(self, data: memoryview, size: TileSize, reduce: int, room: Pixels) -> Pixels:
         """See `Codec.decode`; smaller ones by scaling in the DCT, which for 8 is the exact mean."""
         head, told = self._sound.get(size, (b"", b""))
-        if not head or bytes(data[: len(head)]) != head or bytes(data[-2:]) != END_OF_IMAGE:
+        if not head or bytes(data[: len(head)]) != head or data[-2:] != END_OF_IMAGE:
             tile = bytes(data)
             if fault := frame_fault(tile, size.width, size.height, size.inside_x, size.inside_y):
                 raise ValueError(fault)

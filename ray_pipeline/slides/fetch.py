@@ -75,18 +75,22 @@ def coalesce(
     candidates = candidates[np.argsort(gaps[candidates], kind="stable")]
     affordable = np.cumsum(gaps[candidates]) <= GAP_SHARE * counts.sum()
     joined[candidates[affordable]] = True
-    ranges: list[ByteRange] = []
-    member = np.empty(len(order), np.int64)
-    begin = end = 0
-    pieces = zip(order.tolist(), start.tolist(), stop.tolist(), strict=True)
-    for i, (piece, first_byte, after) in enumerate(pieces):
-        if i and joined[i - 1] and max(end, after) - begin <= most_range_bytes:
+    begins = np.concatenate(([True], ~joined))
+    firsts = np.flatnonzero(begins)
+    lasts = np.append(firsts[1:], len(order)) - 1
+    too_long = reach[lasts] - start[firsts] > most_range_bytes
+    for first, last in zip(firsts[too_long].tolist(), lasts[too_long].tolist(), strict=True):
+        begin = end = int(start[first])
+        pieces = zip(start[first : last + 1].tolist(), stop[first : last + 1].tolist(), strict=True)
+        for i, (first_byte, after) in enumerate(pieces, first):
+            if i > first and max(end, after) - begin > most_range_bytes:
+                begins[i], begin, end = True, first_byte, after
             end = max(end, after)
-            ranges[-1] = ByteRange(ranges[-1].object, begin, end)
-        else:
-            begin, end = first_byte, after
-            ranges.append(ByteRange(int(where[i]), begin, end))
-        member[piece] = len(ranges) - 1
+    cuts = np.flatnonzero(begins)
+    bounds = (where[cuts], start[cuts], np.maximum.reduceat(stop, cuts))
+    ranges = [ByteRange(*bound) for bound in zip(*(b.tolist() for b in bounds), strict=True)]
+    member = np.empty(len(order), np.int64)
+    member[order] = np.cumsum(begins) - 1
     return ranges, member
 
 

@@ -33,8 +33,8 @@ Pixels = npt.NDArray[np.uint8]
 class Targets(Protocol):
     """Where the windows' pixels go."""
 
-    def of(self, steps: Sequence[Step]) -> Mapping[int, Pixels]:
-        """Window -> uint8 [h, w, 3], at least as large as the window, for all those of `steps`."""
+    def of(self, windows: Sequence[int]) -> Mapping[int, Pixels]:
+        """Window -> uint8 [h, w, 3], at least as large as the window, for all these and others."""
         ...
 
     def whole(self, windows: Sequence[int]) -> None:
@@ -81,23 +81,24 @@ class BandReader:
         # Those of earlier runs that reach down to the last row may be needed further along it.
         self._kept = {tile: here[tile] for tile in here if tile >= plan.first_lingering}
         room = max(0, KEPT_BYTES // self._tile_bytes - len(self._kept))
-        keep = frozenset(sorted(plan.lingering)[:room])
-        tiles = [-1 if step.tile in here else step.tile for step in plan.steps]
+        keep = frozenset(np.sort(plan.lingering)[:room].tolist())
+        tiles = np.where(np.isin(plan.tiles, list(here)), -1, plan.tiles)
         loads = _Loads(self._table, tiles, self._read, most_range_bytes)
         by_last = np.argsort(plan.last_step, kind="stable")
-        ends = np.searchsorted(plan.last_step[by_last], np.arange(len(plan.steps)), side="right")
+        ends = np.searchsorted(plan.last_step[by_last], np.arange(len(tiles)), side="right")
         finished = 0
         running: deque[tuple[int, Future[None] | None]] = deque()
         try:
-            for first in range(0, len(plan.steps), STEPS_AT_ONCE):
-                chunk = plan.steps[first : first + STEPS_AT_ONCE]
-                job = partial(self._run, first, chunk, targets.of(chunk), here=here, keep=keep)
+            for first in range(0, len(tiles), STEPS_AT_ONCE):
+                chunk = plan.steps(first, min(first + STEPS_AT_ONCE, len(tiles)))
+                filled = sorted({paste[0] for step in chunk for paste in step.pastes})
+                job = partial(self._run, first, chunk, targets.of(filled), here=here, keep=keep)
                 if self._pool is None:
                     job(loads)
                     running.append((first + len(chunk), None))
                 else:
                     running.append((first + len(chunk), self._pool.submit(job, loads)))
-                last_chunk = first + STEPS_AT_ONCE >= len(plan.steps)
+                last_chunk = first + STEPS_AT_ONCE >= len(tiles)
                 while running and (last_chunk or len(running) > self._ahead):
                     done, future = running.popleft()
                     if future is not None:
@@ -132,10 +133,10 @@ class BandReader:
         needed = 0
         with self._lock:
             room = self._rooms.pop() if self._rooms else np.empty(self._tile_bytes, np.uint8)
-        for number, (tile, pastes) in enumerate(steps, first):
+        stop = first + len(steps)
+        for (tile, pastes), data in zip(steps, loads.taken(first, stop), strict=True):
             pixels = here.get(tile)
             if pixels is None:
-                data = loads.take(number)
                 if data is None:
                     for window, top, bottom, left, right, *_ in pastes:
                         targets[window][top:bottom, left:right] = GLASS
@@ -146,7 +147,7 @@ class BandReader:
                 targets[window][top:bottom, left:right] = pixels[t:b, lf:r]
             if tile in keep and tile not in here:
                 self._kept[tile] = pixels.copy()
-        loads.release(first, first + len(steps))
+        loads.release(first, stop)
         with self._lock:
             self._rooms.append(room)
             self._needed(needed)
@@ -172,11 +173,12 @@ class BandReader:
 
 
 class _Loads:
-    """The bytes of compressed tiles, to be taken once each, about in the order of `tiles`."""
+    """The bytes of compressed tiles, to be taken once each, about in the order of `chosen`."""
 
-    def __init__(self, table: TileTable, tiles: Sequence[int], read: Read, most: int) -> None:
-        """Fetch `tiles` of `table`, but for those below 0, in ranges of at most `most` bytes."""
-        chosen = np.asarray(tiles, np.int64)
+    def __init__(
+        self, table: TileTable, chosen: npt.NDArray[np.int64], read: Read, most: int
+    ) -> None:
+        """Fetch the tiles `chosen`, but for those below 0, in ranges of at most `most` bytes."""
         offsets, counts = table.offsets[chosen], np.where(chosen < 0, 0, table.counts[chosen])
         objects = (
             np.zeros(len(chosen), np.int32) if table.objects is None else table.objects[chosen]
@@ -201,20 +203,25 @@ class _Loads:
         starts = np.array([wanted.start for wanted in self._ranges], np.int64)
         within = offsets - starts[range_of] if len(starts) else offsets
         self._range_of = range_of.tolist()
-        self._cuts = list(zip(within.tolist(), (within + counts).tolist(), strict=True))
+        self._starts, self._stops = within.tolist(), (within + counts).tolist()
         self._lock = threading.Lock()
         self._stream = RangeStream(read, self._ranges)
 
-    def take(self, number: int) -> memoryview | None:
-        """Bytes of the tile at place `number`; None where the file leaves it out.
+    def taken(self, first: int, stop: int) -> Iterator[memoryview | None]:
+        """Bytes of the tiles at these places, one by one; None where there is nothing to fetch.
 
         Raises StoreError.
         """
-        index = self._range_of[number]
-        if index < 0:
-            return None
-        start, stop = self._cuts[number]
-        return self._stream.take(index)[start:stop]
+        chosen = slice(first, stop)
+        places = (self._range_of[chosen], self._starts[chosen], self._stops[chosen])
+        at, fetched = -1, memoryview(b"")
+        for index, begin, end in zip(*places, strict=True):
+            if index < 0:
+                yield None
+                continue
+            if index != at:
+                at, fetched = index, self._stream.take(index)
+            yield fetched[begin:end]
 
     def release(self, first: int, stop: int) -> None:
         """Say that the tiles at these places are decoded."""

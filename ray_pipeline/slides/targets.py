@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from ray_pipeline.slides.bands import Step, Windows
+from ray_pipeline.slides.bands import Windows
 from ray_pipeline.slides.reading import GLASS
 from ray_pipeline.slides.resample import resample
 
@@ -50,12 +50,11 @@ class Strips:
         self._open: dict[int, Pixels] = {}
         self._whole: list[Pixels] = []
 
-    def of(self, steps: Sequence[Step]) -> Mapping[int, Pixels]:
+    def of(self, windows: Sequence[int]) -> Mapping[int, Pixels]:
         """See `Targets.of`."""
-        for step in steps:
-            for window, *_ in step.pastes:
-                if window not in self._open:
-                    self._open[window] = np.empty((*self._shapes[window], 3), np.uint8)
+        for window in windows:
+            if window not in self._open:
+                self._open[window] = np.empty((*self._shapes[window], 3), np.uint8)
         return self._open
 
     def whole(self, windows: Sequence[int]) -> None:
@@ -86,12 +85,11 @@ class Tiles:
         self._views: dict[int, Pixels] = {}
         self._next = 0
 
-    def of(self, steps: Sequence[Step]) -> Mapping[int, Pixels]:
+    def of(self, windows: Sequence[int]) -> Mapping[int, Pixels]:
         """See `Targets.of`."""
-        for step in steps:
-            for window, *_ in step.pastes:
-                if window not in self._views:
-                    self._begin(self._part_of[window])
+        for window in windows:
+            if window not in self._views:
+                self._begin(self._part_of[window])
         return self._views
 
     def whole(self, windows: Sequence[int]) -> None:
@@ -146,16 +144,14 @@ class ResampledTiles(Tiles):
         self._free: list[Pixels] = []
         self._largest = max((h * w * 3 for h, w in self._shapes), default=0)
 
-    def of(self, steps: Sequence[Step]) -> Mapping[int, Pixels]:
+    def of(self, windows: Sequence[int]) -> Mapping[int, Pixels]:
         """See `Targets.of`."""
-        super().of(steps)
-        for step in steps:
-            for window, *_ in step.pastes:
-                if window not in self._open:
-                    room = self._free.pop() if self._free else np.empty(self._largest, np.uint8)
-                    height, width = self._shapes[window]
-                    seen = room[: height * width * 3].reshape(height, width, 3)
-                    self._open[window] = seen
+        super().of(windows)
+        for window in windows:
+            if window not in self._open:
+                room = self._free.pop() if self._free else np.empty(self._largest, np.uint8)
+                height, width = self._shapes[window]
+                self._open[window] = room[: height * width * 3].reshape(height, width, 3)
         return self._open
 
     def whole(self, windows: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -224,7 +224,7 @@ class TiledSlide:
             return self._store.get_range(info.key, start, n_bytes, etag=info.etag, counts=cost)
         finally:
             with self._counting:
-                self.counts.add(asdict(cost))
+                self.counts.add(vars(cost))
 
 
 @dataclass(frozen=True)

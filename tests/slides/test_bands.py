@@ -47,7 +47,7 @@ def test_every_pixel_comes_once_from_where_it_lies(case: tuple[TileTable, Window
         for w, h in zip(windows.width.tolist(), windows.height.tolist(), strict=True)
     ]
     last = np.zeros(len(seen), int)
-    for index, step in enumerate(plan.steps):
+    for index, step in enumerate(plan.steps(0, len(plan.tiles))):
         row, column = divmod(step.tile, table.columns)
         y, x = np.mgrid[0:tile_h, 0:tile_w]
         pixels = np.stack((y + row * tile_h, x + column * tile_w), -1)
@@ -69,10 +69,10 @@ def test_each_compressed_tile_is_decoded_once_and_only_where_needed(
 ) -> None:
     table, windows, reduce = case
     plan = plan_bands(table, windows, reduce)
-    tiles = [step.tile for step in plan.steps]
+    tiles = [step.tile for step in plan.steps(0, len(plan.tiles))]
     assert sorted(tiles) == tiles_under(table, windows, reduce).tolist()
     first = {}
-    for index, step in enumerate(plan.steps):
+    for index, step in enumerate(plan.steps(0, len(plan.tiles))):
         first[index] = min(paste[0] for paste in step.pastes)
     assert list(first.values()) == sorted(first.values())
 
@@ -85,6 +85,6 @@ def test_what_a_next_run_further_down_may_need_lingers(
     table, windows, reduce = case
     plan = plan_bands(table, windows, reduce)
     _, tile_h = reduced_tile(table, reduce)
-    for step in plan.steps:
+    for step in plan.steps(0, len(plan.tiles)):
         reaches = (step.tile // table.columns + 1) * tile_h > windows.top[-1]
         assert (step.tile in plan.lingering) == reaches
