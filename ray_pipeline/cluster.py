@@ -16,9 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
-from ray_pipeline import errors
 from ray_pipeline.errors import ClusterError, HistorayError
-from ray_pipeline.local_ray import join
+from ray_pipeline.local_ray import join, told_in
 from ray_pipeline.placement import Node
 
 IDLE_MS = 30_000
@@ -119,11 +118,8 @@ def own_error(error: RayError) -> HistorayError:
             return cause
         inner = cause if isinstance(cause, BaseException) else inner.__cause__
     told = str(error)
-    # What an actor raised while it started comes as text only.
-    for name, sentence in re.findall(r"ray_pipeline\.errors\.(\w+): (.+)", told):
-        kind = getattr(errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, HistorayError):
-            return kind(sentence)
+    if (ours := told_in(told)) is not None:
+        return ours
     if isinstance(error, OutOfMemoryError) or "running low on memory" in told:
         return ClusterError(
             "Ray killed a worker because its node ran short of memory; what is done stays done: "

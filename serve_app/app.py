@@ -17,12 +17,14 @@ import ray
 from fastapi import FastAPI
 from prometheus_client import Metric
 from ray import serve
+from ray.serve._private import replica as serve_replica
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from serve_app.allowed import AllowedUris
 from serve_app.api import create_api
-from serve_app.auth import check_door, load_tokens
+from serve_app.auth import check_door, is_loopback, load_tokens
 from serve_app.handles import HandleFleet
 from serve_app.metrics import IngressMetrics
 from serve_app.replica import EncoderReplica
@@ -55,7 +57,7 @@ def app(args: dict[str, Any]) -> serve.Application:
 
 def build(settings: ServiceSettings) -> serve.Application:
     """One ingress deployment, and a deployment for each model. Raises SettingsError."""
-    check_door(load_tokens(settings.tokens_file), allow_anonymous=settings.allow_anonymous)
+    check(settings)
     encoders = {model.served_as: _encoder(model, settings) for model in settings.models}
     most_requests = settings.limits.tiles_in_hand
     ingress = _deployment(Ingress).options(
@@ -69,6 +71,16 @@ def build(settings: ServiceSettings) -> serve.Application:
     return ingress.bind(_without_encoders(settings), encoders)
 
 
+def check(settings: ServiceSettings, *, host: str | None = None) -> None:
+    """Raise SettingsError for what no process need be started to find out: tokens, prefixes.
+
+    `host`: the address that will be bound, where it is ours to say.
+    """
+    tokens = load_tokens(settings.tokens_file)
+    check_door(tokens, allow_anonymous=settings.allow_anonymous, host=host)
+    AllowedUris(settings.regions)
+
+
 @serve.ingress()
 class Ingress:
     """The deployment that speaks HTTP."""
@@ -76,6 +88,7 @@ class Ingress:
     def __init__(
         self, settings: dict[str, Any], encoders: dict[str, DeploymentHandle[EncoderReplica]]
     ) -> None:
+        _stay_on_loopback()
         said = service_settings(settings)
         # The proxy binds the port, and not this process: so the door is held here, too.
         self._tokens = load_tokens(said.tokens_file)
@@ -101,6 +114,32 @@ class Ingress:
         return await self._service.drain()
 
 
+class Encoder(EncoderReplica):
+    """The deployment that holds an encoder."""
+
+    def __init__(self, name: str, queue_tiles: int) -> None:
+        _stay_on_loopback()
+        super().__init__(name, queue_tiles)
+
+
+def _stay_on_loopback() -> None:
+    """Let this replica listen on loopback alone, where that is its node's address.
+
+    For calls by gRPC, used or not, Ray Serve opens a port of every replica on all addresses of the
+    machine, and unpickles whatever comes in there.
+    """
+    node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    if not is_loopback(node):
+        return
+    replica = cast(Any, serve_replica)
+    listen = replica.add_port_to_grpc_server
+
+    def listen_at_node(server: Any, address: str) -> Any:
+        return listen(server, f"{node}:{address.rpartition(':')[2]}")
+
+    replica.add_port_to_grpc_server = listen_at_node
+
+
 def _encoder(model: ModelSettings, settings: ServiceSettings) -> serve.Application:
     gpus = model.gpus
     if gpus is None:
@@ -108,7 +147,7 @@ def _encoder(model: ModelSettings, settings: ServiceSettings) -> serve.Applicati
     scaling: dict[str, Any] = {"num_replicas": model.replicas}
     if model.autoscaling is not None:
         scaling = {"autoscaling_config": AutoscalingConfig(**model.autoscaling.model_dump())}
-    deployment = _deployment(EncoderReplica).options(
+    deployment = _deployment(Encoder).options(
         name=f"encoder-{model.served_as}",
         **scaling,
         user_config=model.encoder.model_dump(),

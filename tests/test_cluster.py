@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,28 @@ OUT_OF_MEMORY = OutOfMemoryError("Killed.\nSee `ray logs`.\n")  # type: ignore[n
 def test_nothing_here_makes_every_process_of_ray_start_late() -> None:
     """Two seconds each were most of what a small job, and this suite, took."""
     assert find_spec(SLOW_TO_IMPORT) is None, "install what brings it in an environment of its own"
+
+
+LOCAL_CLUSTER = """
+import os, ray
+from ray_pipeline.cluster import connect
+from tests.listening import reachable_from_elsewhere
+connect()
+print(ray.get(ray.remote(lambda: 1).remote()))
+print(*reachable_from_elsewhere(os.getpid()), sep="\\n")
+"""
+
+
+@pytest.mark.ray
+def test_a_cluster_on_this_machine_can_not_be_reached_from_elsewhere() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL_CLUSTER],
+        env={**os.environ, "RAY_ADDRESS": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n", 1) == ["1", "\n"]
 
 
 @pytest.mark.parametrize(

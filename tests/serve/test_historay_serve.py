@@ -26,6 +26,7 @@ from tests.cluster.test_real_slide import SLIDE as REAL_SLIDE
 from tests.cluster.test_real_slide import cosine
 from tests.commands import historay
 from tests.conftest import REAL_SLIDES
+from tests.listening import reachable_from_elsewhere
 from tests.serve.running import HEADERS, PNG, TOY, Load, Running, historay_serve
 from tests.serve_app.pictures import encoded
 from tests.serve_app.serving import TOKEN
@@ -43,24 +44,43 @@ SECRET = "X-Amz-Signature=5e1f0d0c0b0a"
         ({"allow_anonymous": True, "host": "0.0.0.0"}, "open to the network"),
         ({"allow_anonymous": True, "hots": "127.0.0.1"}, "'hots': is no known key"),
         ({"tokens_file": "/nowhere/tokens"}, "can't be read"),
+        (
+            {"allow_anonymous": True, "regions": {"prefixes": ["file:///x/"]}},
+            "set regions.allow_file",
+        ),
     ],
 )
-def test_it_does_not_start_with_an_open_door(
+def test_it_does_not_start_on_wrong_settings_and_says_why(
     tmp_path: Path, said: dict[str, object], words: str
 ) -> None:
-    config = tmp_path / "serve.yaml"
-    config.write_text(yaml.safe_dump({"models": [TOY], **said}))
-    done = subprocess.run(
+    done = ended(tmp_path, {"models": [TOY], **said})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+@pytest.mark.ray
+def test_what_a_replica_can_not_do_without_is_the_last_word(tmp_path: Path) -> None:
+    encoder = {"model": "h0-mini", "weights": str(tmp_path / "gone.safetensors")}
+    done = ended(tmp_path, {"models": [{"encoder": encoder}], "allow_anonymous": True})
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the service did not start: ")
+    assert "gone.safetensors" in last
+
+
+def ended(folder: Path, said: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    """The command on these settings, without a token from elsewhere."""
+    config = folder / "serve.yaml"
+    config.write_text(yaml.safe_dump(said))
+    return subprocess.run(
         [sys.executable, "-m", "serve_app", "--config", str(config)],
         env={**os.environ, "HISTORAY_SERVE_TOKENS": ""},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert words in line
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +110,11 @@ def test_the_vectors_are_those_of_the_batch_job(
 @pytest.mark.timeout(900)
 def test_so_are_those_of_a_real_slide(running: Running, real_slides: Path, tmp_path: Path) -> None:
     same_vectors(running, real_slides / REAL_SLIDE, tmp_path, reduce=1)
+
+
+@pytest.mark.ray
+def test_no_part_of_it_can_be_reached_from_elsewhere(running: Running) -> None:
+    assert reachable_from_elsewhere(running.process.pid) == []
 
 
 def same_vectors(running: Running, path: Path, tmp_path: Path, *, reduce: int) -> None:
