@@ -1,9 +1,10 @@
 """The queue before a device: greedy, bounded, fair between requests. Plain asyncio.
 
-As soon as the device is free, whatever waits becomes the next batch: nothing is waited for. A batch
-is filled by turns, one tile from each waiting request, so that a request of many tiles takes no
-more than its share. A request that was cancelled, or whose time is up, leaves the queue at once,
-and those of its tiles that no batch has taken are not computed.
+As soon as the device is free, whatever waits becomes the next batch: nothing is waited for. While
+it computes, the next batch is made ready once it is full, so that the device does not wait for the
+event loop. A batch is filled by turns, one tile from each waiting request, so that a request of
+many tiles takes no more than its share. A request that was cancelled, or whose time is up, leaves
+the queue at once, and those of its tiles that the device does not have yet are not computed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,8 @@ Tiles = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float16]
 Encode = Callable[[Tiles], Vectors]
 """uint8 [N, px, px, 3] -> float16 [N, dim]; called in a thread, never twice at once."""
+TAKEN = 2
+"""Batches that are taken from the queue at a time: one on the device, and one that follows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,10 @@ class _Request:
         return len(self.tiles) - self.next
 
 
+_Places = list[tuple[_Request, int]]
+"""A batch: whose tiles, and which of theirs."""
+
+
 class TileQueue:
     """Feeds one encoder from many requests. Belongs to the event loop that made it."""
 
@@ -84,8 +92,13 @@ class TileQueue:
         self.batch_size, self.most_waiting = batch_size, most_waiting
         self._rota: deque[_Request] = deque()
         self._waiting = 0
+        # Of one thread: what it is given while it computes follows at once, and in order.
         self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._running: asyncio.Task[None] | None = None
+        self._taken = 0
+        self._free_at = time.monotonic()
+        """When the device was done with the last batch."""
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._mean_tile_s = 0.0
         self._closed = False
         self.failure: EncoderFailedError | None = None
@@ -123,8 +136,9 @@ class TileQueue:
         request = _Request(tiles, asyncio.get_running_loop().create_future())
         self._rota.append(request)
         self._waiting += len(tiles)
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
+        self._idle.clear()
+        # Not before those who came at the same moment have their place beside it.
+        asyncio.get_running_loop().call_soon(self._hand_over)
         try:
             async with asyncio.timeout(timeout_s):
                 await request.done
@@ -148,44 +162,44 @@ class TileQueue:
     async def drain(self) -> None:
         """Take nothing more, and come back when all that was taken is through."""
         self._closed = True
-        if self._running is not None:
-            await asyncio.shield(self._running)
+        await self._idle.wait()
 
     async def close(self) -> None:
         """Drain, and let go of the device's thread."""
         await self.drain()
         self._device.shutdown(wait=False)
 
-    async def _run(self) -> None:
-        """Batch after batch, as long as anything waits."""
-        loop = asyncio.get_running_loop()
-        try:
-            while self._rota:
-                places = self._take()
-                started = time.monotonic()
-                for request, _ in places:
-                    request.taken_at = request.taken_at or started
-                ran = loop.run_in_executor(self._device, self._compute, places)
-                await asyncio.wait([ran])
-                if (error := ran.exception()) is not None:
-                    self._fail(error, places)
-                    return
-                device_s = time.monotonic() - started
-                self._mean_tile_s += 0.2 * (device_s / len(places) - self._mean_tile_s)
-                self._give_back(places, ran.result())
-                self._on_batch(
-                    Batch(
-                        tiles=len(places),
-                        requests=len({id(request) for request, _ in places}),
-                        device_s=device_s,
-                    )
-                )
-        finally:
-            self._running = None
+    def _hand_over(self) -> None:
+        """Give the encoder what waits, as long as the device is free or a whole batch waits."""
+        while self._rota and (
+            not self._taken or (self._taken < TAKEN and self._waiting >= self.batch_size)
+        ):
+            places, started = self._take(), time.monotonic()
+            self._taken += 1
+            ran = asyncio.get_running_loop().run_in_executor(self._device, self._compute, places)
+            ran.add_done_callback(partial(self._taken_back, places, started))
+        if not self._rota and not self._taken:
+            self._idle.set()
 
-    def _take(self) -> list[tuple[_Request, int]]:
-        """The next batch: (request, index of its tile), one from each request in turn."""
-        places: list[tuple[_Request, int]] = []
+    def _taken_back(
+        self, places: _Places, started: float, ran: asyncio.Future[Vectors | None]
+    ) -> None:
+        """A batch is through: give its vectors to their requests, and hand over the next."""
+        now, began = time.monotonic(), max(started, self._free_at)
+        self._taken -= 1
+        self._free_at = now
+        if (error := ran.exception()) is not None:
+            self._fail(error, places)
+        elif (vectors := ran.result()) is not None:
+            self._mean_tile_s += 0.2 * ((now - began) / len(places) - self._mean_tile_s)
+            self._give_back(places, vectors, began)
+            requests = len({id(request) for request, _ in places})
+            self._on_batch(Batch(tiles=len(places), requests=requests, device_s=now - began))
+        self._hand_over()
+
+    def _take(self) -> _Places:
+        """The next batch, one tile from each request in turn."""
+        places: _Places = []
         while self._rota and len(places) < self.batch_size:
             request = self._rota.popleft()
             places.append((request, request.next))
@@ -195,13 +209,23 @@ class TileQueue:
                 self._rota.append(request)
         return places
 
-    def _compute(self, places: Sequence[tuple[_Request, int]]) -> Vectors:
-        """In the device's thread."""
-        return self._encode(np.stack([request.tiles[index] for request, index in places]))
+    def _compute(self, places: _Places) -> Vectors | None:
+        """In the device's thread; None where nobody waits for any of these tiles any more."""
+        wanted = [not request.done.done() for request, _ in places]
+        if not any(wanted):
+            return None
+        tiles = np.stack([request.tiles[index] for request, index in places])
+        if all(wanted):
+            return self._encode(tiles)
+        found = self._encode(tiles[wanted])
+        vectors = np.zeros((len(places), found.shape[1]), np.float16)
+        vectors[wanted] = found
+        return vectors
 
     @staticmethod
-    def _give_back(places: Sequence[tuple[_Request, int]], vectors: Vectors) -> None:
+    def _give_back(places: _Places, vectors: Vectors, began: float) -> None:
         for (request, index), vector in zip(places, vectors, strict=True):
+            request.taken_at = request.taken_at or began
             if request.vectors is None:
                 request.vectors = np.empty((len(request.tiles), len(vector)), np.float16)
             request.vectors[index] = vector
@@ -209,7 +233,7 @@ class TileQueue:
             if not request.unfinished and not request.done.done():
                 request.done.set_result(None)
 
-    def _fail(self, error: BaseException, places: Sequence[tuple[_Request, int]]) -> None:
+    def _fail(self, error: BaseException, places: _Places) -> None:
         """An error of the device ends every request: what it holds can't be trusted any more."""
         said = str(error) if isinstance(error, HistorayError) else type(error).__name__
         self.failure = EncoderFailedError(

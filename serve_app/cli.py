@@ -20,9 +20,8 @@ from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
 
 from ray_pipeline.errors import HistorayError, SettingsError, UsageError
-from ray_pipeline.local_ray import join
-from serve_app.app import Ingress, build
-from serve_app.auth import check_door, load_tokens
+from ray_pipeline.local_ray import join, told_in
+from serve_app.app import Ingress, build, check
 from serve_app.settings import ServiceSettings, load_service_settings
 
 APPLICATION = "historay"
@@ -81,8 +80,7 @@ def _settings(config: str, host: str | None, port: int | None) -> ServiceSetting
     settings = load_service_settings(config)
     said = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     settings = settings.model_copy(update=said)
-    tokens = load_tokens(settings.tokens_file)
-    check_door(tokens, allow_anonymous=settings.allow_anonymous, host=settings.host)
+    check(settings, host=settings.host)
     return settings
 
 
@@ -101,9 +99,17 @@ def _deploy(settings: ServiceSettings) -> DeploymentHandle[Ingress]:
     try:
         return serve.run(build(settings), name=APPLICATION)
     except RuntimeError as error:
-        raise SettingsError(
-            f"the service did not start; its replicas' log says why ({_last_line(error)})."
-        ) from None
+        why = _told_by_replicas() or f"its replicas' log says why: {_last_line(error)}"
+        raise SettingsError(f"the service did not start: {why}") from None
+
+
+def _told_by_replicas() -> str:
+    """The sentence of ours that a replica ended with while it started; empty without one."""
+    application = serve.status().applications.get(APPLICATION)
+    for deployment in application.deployments.values() if application else ():
+        if (ours := told_in(deployment.message)) is not None:
+            return str(ours)
+    return ""
 
 
 def _deploy_again(

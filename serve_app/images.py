@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image
 
 from ray_pipeline.slides.resample import resample
@@ -55,16 +57,25 @@ def claimed_px(data: bytes, *, named: str, most_px: int) -> int:
     Raises ImageError for no image of FORMATS, for more than `most_px`, for other modes than 8-bit
     RGB, and for several frames. `named` tells which image of the request it is.
     """
+    if (size := _colour_jpeg_size(data)) is not None and size[0] * size[1] <= most_px:
+        return size[0] * size[1]
     with _opened(data, named, most_px) as image:
         return image.width * image.height
 
 
-def decode_tile(data: bytes, *, tile_px: int, resize: bool, named: str, most_px: int) -> Tile:
-    """The tile uint8 [tile_px, tile_px, 3] of an encoded image.
+def decode_tile(data: bytes, tile: Tile, *, resize: bool, named: str, most_px: int) -> None:
+    """Decode an encoded image into `tile`, uint8 [tile_px, tile_px, 3], C-contiguous.
 
     Any other size is refused, or, with `resize`, brought to `tile_px` by the filter that slides
     are resampled with; only squares are. Raises ImageError.
     """
+    tile_px = len(tile)
+    if _colour_jpeg_size(data) == (tile_px, tile_px) and tile_px * tile_px <= most_px:
+        # Twice as fast as Pillow, and all of it without the interpreter's lock. What it does not
+        # take as sound is Pillow's to judge.
+        with suppress(ValueError):
+            simplejpeg.decode_jpeg(data, buffer=tile)
+            return
     with _opened(data, named, most_px) as image:
         width, height = image.size
         if (width, height) != (tile_px, tile_px) and not resize:
@@ -81,7 +92,23 @@ def decode_tile(data: bytes, *, tile_px: int, resize: bool, named: str, most_px:
             raise ImageError(f"{named} is damaged: its pixels can't be decoded.") from None
     if pixels.shape != (height, width, 3):
         raise ImageError(f"{named} is damaged: its pixels are not what its header says.")
-    return pixels if width == tile_px else resample(pixels, 0, 0, width, tile_px)
+    tile[:] = pixels if width == tile_px else resample(pixels, 0, 0, width, tile_px)
+
+
+def _colour_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of three colours in a usual number of scans, else None."""
+    if data[:2] != b"\xff\xd8" or _scans(data) > MOST_SCANS:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours in ("YCbCr", "RGB") else None
+
+
+def _scans(jpeg: bytes) -> int:
+    # Inside entropy-coded data a 0xFF is followed by 0x00, so this counts scans, and little else.
+    return jpeg.count(b"\xff\xda")
 
 
 def _opened(data: bytes, named: str, most_px: int) -> Image.Image:
@@ -115,8 +142,7 @@ def _check_kind(image: Image.Image, data: bytes, named: str) -> None:
     # Both tell in their header; a TIFF would be walked through, and only its first page is read.
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise ImageError(f"{named} has several frames: send one image each.")
-    # Inside entropy-coded data a 0xFF is followed by 0x00, so this counts scans, and little else.
-    if image.format == "JPEG" and data.count(b"\xff\xda") > MOST_SCANS:
+    if image.format == "JPEG" and _scans(data) > MOST_SCANS:
         raise ImageError(f"{named} has more than {MOST_SCANS} scans: save it as a usual JPEG.")
 
 

@@ -255,9 +255,9 @@ class Service:
                     )
             tiles = np.empty((len(images), spec.tile_px, spec.tile_px, 3), np.uint8)
             for index, image in enumerate(images):
-                tiles[index] = decode_tile(
+                decode_tile(
                     image,
-                    tile_px=spec.tile_px,
+                    tiles[index],
                     resize=resize,
                     named=f"{named}[{index}]",
                     most_px=limits.image_px,

@@ -39,18 +39,31 @@ class Outcome:
     statuses: Counter[int] = field(default_factory=Counter)
     latencies_s: dict[int, list[float]] = field(default_factory=dict)
     """By status."""
+    embedded_at: list[float] = field(default_factory=list)
+    """Of each request that was embedded, seconds since the first one was sent."""
 
     def percentile(self, share: float, *statuses: int) -> float:
         """Of the latencies of these statuses, seconds; NaN without any."""
         found = [s for status in statuses for s in self.latencies_s.get(status, [])]
         return float(np.quantile(found, share)) if found else math.nan
 
-    def note(self, status: int, seconds: float, tiles: int) -> None:
-        """One request was answered."""
+    def note(self, status: int, seconds: float, tiles: int, at: float) -> None:
+        """One request was answered, `at` seconds after the first one was sent."""
         self.statuses[status] += 1
         self.latencies_s.setdefault(status, []).append(seconds)
         if status == 200:
             self.tiles += tiles
+            self.embedded_at.append(at)
+
+    def steady_per_s(self, batch: int, start: float, stop: float) -> float:
+        """Requests per second between two answers within `start` to `stop`, whole batches apart.
+
+        Answers come in batches: between any two moments it is by chance one more or less.
+        """
+        seen = [at for at in sorted(self.embedded_at) if start <= at < stop]
+        count = (len(seen) - 1) // batch * batch
+        assert count > 0, self.statuses
+        return count / (seen[count] - seen[0])
 
 
 def closed_loop(asked: Asked, *, clients: int, seconds: float) -> Outcome:
@@ -69,7 +82,7 @@ async def _closed(asked: Asked, clients: int, seconds: float) -> Outcome:
 
         async def one() -> None:
             while time.perf_counter() - started < seconds:
-                await _send(client, asked, outcome)
+                await _send(client, asked, outcome, started)
 
         await asyncio.gather(*(one() for _ in range(clients)))
     outcome.seconds = time.perf_counter() - started
@@ -84,7 +97,7 @@ async def _open(asked: Asked, per_s: float, seconds: float) -> Outcome:
         sent = []
         for moment in moments:
             await asyncio.sleep(max(0.0, started + moment - time.perf_counter()))
-            sent.append(asyncio.create_task(_send(client, asked, outcome)))
+            sent.append(asyncio.create_task(_send(client, asked, outcome, started)))
         await asyncio.gather(*sent)
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -95,10 +108,13 @@ def _client() -> httpx2.AsyncClient:
     return httpx2.AsyncClient(timeout=120, limits=limits)
 
 
-async def _send(client: httpx2.AsyncClient, asked: Asked, outcome: Outcome) -> None:
+async def _send(
+    client: httpx2.AsyncClient, asked: Asked, outcome: Outcome, load_started: float
+) -> None:
     started = time.perf_counter()
     try:
         status = (await client.post(asked.url, **asked.options)).status_code
     except httpx2.TransportError:
         status = NO_REPLY
-    outcome.note(status, time.perf_counter() - started, asked.tiles)
+    ended = time.perf_counter()
+    outcome.note(status, ended - started, asked.tiles, ended - load_started)

@@ -124,12 +124,35 @@ def test_what_comes_while_the_device_is_busy_goes_together_in_the_next_batch() -
     run(scenario())
 
 
+def test_a_full_batch_follows_at_once_and_one_that_is_not_full_waits_for_company() -> None:
+    async def scenario() -> None:
+        device = Device()
+        device.gate.clear()
+        queue = queue_of(device, batch_size=4)
+        first = asyncio.create_task(queue.embed(tiles_of(0, 1)))
+        await device.busy()
+        others = [asyncio.create_task(queue.embed(tiles_of(1, 3)))]
+        await asyncio.sleep(0.05)
+        assert queue.waiting == 3
+        others.append(asyncio.create_task(queue.embed(tiles_of(2, 10))))
+        await asyncio.sleep(0.05)
+        # One batch follows the one on the device, and not more, however many tiles wait.
+        assert [len(batch) for batch in device.batches] == [1]
+        assert queue.waiting == 9
+        device.gate.set()
+        await asyncio.gather(first, *others)
+        assert sorted(len(batch) for batch in device.batches) == [1, 1, 4, 4, 4]
+        await queue.close()
+
+    run(scenario())
+
+
 def test_past_the_bound_it_is_said_at_once_and_nothing_changes() -> None:
     async def scenario() -> None:
         device = Device()
         device.gate.clear()
         queue = queue_of(device, batch_size=2, most_waiting=5)
-        first = asyncio.create_task(queue.embed(tiles_of(0, 2)))
+        first = asyncio.create_task(queue.embed(tiles_of(0, 4)))
         await device.busy()
         waiting = asyncio.create_task(queue.embed(tiles_of(1, 4)))
         await asyncio.sleep(0)
@@ -168,6 +191,28 @@ def test_nobody_waits_so_nothing_is_computed(how: str) -> None:
         device.gate.set()
         await first
         assert device.order == [(0, 0), (0, 1)]
+        await queue.close()
+
+    run(scenario())
+
+
+def test_of_a_batch_that_is_ready_only_what_is_still_wanted_is_computed() -> None:
+    async def scenario() -> None:
+        device = Device()
+        device.gate.clear()
+        queue = queue_of(device, batch_size=2)
+        first = asyncio.create_task(queue.embed(tiles_of(0, 2)))
+        await device.busy()
+        leaves = asyncio.create_task(queue.embed(tiles_of(1, 1)))
+        stays = asyncio.create_task(queue.embed(tiles_of(2, 1)))
+        await asyncio.sleep(0.05)
+        assert queue.waiting == 0
+        leaves.cancel()
+        await asyncio.sleep(0)
+        device.gate.set()
+        await first
+        assert ((await stays).vectors == tiles_of(2, 1)[:, 0, 0, :]).all()
+        assert device.order == [(0, 0), (0, 1), (2, 0)]
         await queue.close()
 
     run(scenario())

@@ -188,7 +188,7 @@ def test_a_request_whose_time_is_up_is_not_computed() -> None:
 
 def test_a_request_whose_client_went_away_is_not_computed() -> None:
     async def scenario() -> None:
-        fleet = HeldFleet(batch_size=1)
+        fleet = HeldFleet(batch_size=2)
         service = service_over(fleet)
         api = api_over(service)
         async with client_of(api) as client:
