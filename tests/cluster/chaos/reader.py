@@ -87,7 +87,9 @@ class PollingReader(threading.Thread):
         return len(self._versions)
 
     def _listed(self) -> list[str]:
-        found = self._files.find(self._embeddings, detail=True)
+        # s3fs tells of the folder itself where its first file comes between two of its requests.
+        everything = self._files.find(self._embeddings, detail=True)
+        found = {name: info for name, info in everything.items() if info["type"] == "file"}
         for name, info in found.items():
             etag = str(info["ETag"])
             if name not in self._versions:
