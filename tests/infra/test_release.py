@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 import re
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distributions
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from tests.commands import historay
 from tests.conftest import ROOT
+from tests.infra.advisories import audit
 from tests.infra.artifacts import BESIDE, main, source_files, version
 from tests.infra.materials import material_problems
 from tests.infra.programs import run_program
@@ -52,6 +58,61 @@ def test_every_exception_of_the_audit_has_a_reason_and_an_end() -> None:
         assert datetime.date.fromisoformat(said[2]) >= datetime.datetime.now(datetime.UTC).date(), (
             line
         )
+
+
+@pytest.fixture
+def project_pages(tmp_path: Path) -> Iterator[str]:
+    """Pages of projects as PyPI has them.
+
+    `holed` has an advisory, `mended` had one; `old`, `late`, `torn` and `ray`, which historay pins,
+    moved on.
+    """
+    holed = {"id": "PYSEC-1", "aliases": ["CVE-1"], "withdrawn": None}
+    mended = {"id": "PYSEC-2", "aliases": [], "withdrawn": "2026-01-01"}
+    moved = {"version": "2.0"}
+    pages: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+        "sound": ({"version": "1.0"}, []),
+        "old": (moved, []),
+        "late": ({**moved, "requires_python": ">=3.99"}, []),
+        "torn": ({**moved, "requires_dist": ["sound>=2", "old>2; extra == 'more'"]}, []),
+        "ray": ({"version": "999.0"}, []),
+        "holed": ({"version": "1.0"}, [holed]),
+        "mended": ({"version": "1.0"}, [mended]),
+    }
+    for name, (about, advisories) in pages.items():
+        page = tmp_path / "pypi" / name / "json"
+        page.parent.mkdir(parents=True)
+        page.write_text(json.dumps({"info": about, "vulnerabilities": advisories}))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("pins", "exceptions", "expected"),
+    [
+        ("sound mended", set(), (0, "2 of 2 pins are known, 0 advisories")),
+        ("sound holed old", set(), (1, "holed 1.0: CVE-1, PYSEC-1")),
+        ("sound holed", {"CVE-1"}, (0, "2 of 2 pins are known, 0 advisories")),
+        ("sound old", set(), (3, "1 of 2 pins are known, 0 advisories")),
+        ("old", set(), (3, "old 1.0, not 2.0: nothing holds it: delete its line")),
+        ("late", set(), (3, "late 1.0, not 2.0: it wants Python >=3.99\n")),
+        ("sound torn old", set(), (3, "torn 1.0, not 2.0: it wants sound >=2\n")),
+        ("ray", set(), (3, f"ray 1.0, not 999.0: historay {version()} wants ==")),
+        ("nowhere", set(), (3, "nowhere 1.0: its project has no page")),
+    ],
+)
+def test_the_audit_by_newest_versions_tells_what_it_knows(
+    project_pages: str,
+    capsys: pytest.CaptureFixture[str],
+    pins: str,
+    exceptions: set[str],
+    expected: tuple[int, str],
+) -> None:
+    ended = audit("".join(f"{name}==1.0\n" for name in pins.split()), exceptions, project_pages)
+    assert (ended, expected[1] in capsys.readouterr().out) == (expected[0], True)
 
 
 def built(folder: Path, *, without: str = "", extra: str = "") -> str:

@@ -26,6 +26,8 @@ INSTALL = f"apt-get update && apt-get install -y --no-install-recommends {PACKAG
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "monmaptool")
 
 START_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 5
+"""How long a command waits for the monitor, whole seconds, before it is asked whether that runs."""
 STOP_TIMEOUT_S = 20.0
 ACCESS_KEY, SECRET_KEY = "historay-test-key", "historay-test-secret"
 KMS_KEY = "historay-test-kms"
@@ -190,7 +192,7 @@ class CephCluster:
     def _ceph(self, *command: str) -> str:
         """What the monitor answers; nothing where it does not, or refuses for now."""
         try:
-            return self._run("ceph", *command)
+            return self._run("ceph", "--connect-timeout", str(ANSWER_TIMEOUT_S), *command)
         except RuntimeError:
             return ""
 
@@ -222,7 +224,8 @@ class CephCluster:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
             if self._processes[name].poll() is not None or time.monotonic() > deadline:
-                out = (self._folder / f"{name}.out").read_text(errors="replace")
+                said = (self._folder / f"{name}.{kind}" for kind in ("log", "out"))
+                out = "".join(file.read_text(errors="replace") for file in said if file.exists())
                 raise RuntimeError(f"Ceph's {name} did not start:\n{out[-2000:]}")
             time.sleep(0.1)
 
