@@ -37,7 +37,7 @@ class Batch:
     """A batch that the device is done with, as it is told to `on_batch`."""
 
     tiles: int
-    """Tiles in it."""
+    """Tiles that were computed."""
     requests: int
     """Requests they came from."""
     device_s: float
@@ -182,7 +182,10 @@ class TileQueue:
             self._idle.set()
 
     def _taken_back(
-        self, places: _Places, started: float, ran: asyncio.Future[Vectors | None]
+        self,
+        places: _Places,
+        started: float,
+        ran: asyncio.Future[tuple[_Places, Vectors] | None],
     ) -> None:
         """A batch is through: give its vectors to their requests, and hand over the next."""
         now, began = time.monotonic(), max(started, self._free_at)
@@ -190,11 +193,12 @@ class TileQueue:
         self._free_at = now
         if (error := ran.exception()) is not None:
             self._fail(error, places)
-        elif (vectors := ran.result()) is not None:
-            self._mean_tile_s += 0.2 * ((now - began) / len(places) - self._mean_tile_s)
-            self._give_back(places, vectors, began)
-            requests = len({id(request) for request, _ in places})
-            self._on_batch(Batch(tiles=len(places), requests=requests, device_s=now - began))
+        elif (computed := ran.result()) is not None:
+            wanted, vectors = computed
+            self._mean_tile_s += 0.2 * ((now - began) / len(wanted) - self._mean_tile_s)
+            self._give_back(wanted, vectors, began)
+            requests = len({id(request) for request, _ in wanted})
+            self._on_batch(Batch(tiles=len(wanted), requests=requests, device_s=now - began))
         self._hand_over()
 
     def _take(self) -> _Places:
@@ -209,18 +213,12 @@ class TileQueue:
                 self._rota.append(request)
         return places
 
-    def _compute(self, places: _Places) -> Vectors | None:
-        """In the device's thread; None where nobody waits for any of these tiles any more."""
-        wanted = [not request.done.done() for request, _ in places]
-        if not any(wanted):
+    def _compute(self, places: _Places) -> tuple[_Places, Vectors] | None:
+        """In the device's thread: the places that are still wanted, and their vectors."""
+        wanted = [(request, index) for request, index in places if not request.done.done()]
+        if not wanted:
             return None
-        tiles = np.stack([request.tiles[index] for request, index in places])
-        if all(wanted):
-            return self._encode(tiles)
-        found = self._encode(tiles[wanted])
-        vectors = np.zeros((len(places), found.shape[1]), np.float16)
-        vectors[wanted] = found
-        return vectors
+        return wanted, self._encode(np.stack([request.tiles[index] for request, index in wanted]))
 
     @staticmethod
     def _give_back(places: _Places, vectors: Vectors, began: float) -> None:

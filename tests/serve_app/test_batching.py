@@ -198,9 +198,9 @@ def test_nobody_waits_so_nothing_is_computed(how: str) -> None:
 
 def test_of_a_batch_that_is_ready_only_what_is_still_wanted_is_computed() -> None:
     async def scenario() -> None:
-        device = Device()
+        device, told = Device(), list[Batch]()
         device.gate.clear()
-        queue = queue_of(device, batch_size=2)
+        queue = TileQueue(device, batch_size=2, most_waiting=99, on_batch=told.append)
         first = asyncio.create_task(queue.embed(tiles_of(0, 2)))
         await device.busy()
         leaves = asyncio.create_task(queue.embed(tiles_of(1, 1)))
@@ -213,6 +213,7 @@ def test_of_a_batch_that_is_ready_only_what_is_still_wanted_is_computed() -> Non
         await first
         assert ((await stays).vectors == tiles_of(2, 1)[:, 0, 0, :]).all()
         assert device.order == [(0, 0), (0, 1), (2, 0)]
+        assert [(batch.tiles, batch.requests) for batch in told] == [(2, 1), (1, 1)]
         await queue.close()
 
     run(scenario())
