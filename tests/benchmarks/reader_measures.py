@@ -230,12 +230,13 @@ class BareDecode:
     """The JPEG decode of exactly these compressed tiles, headers ready and bytes in memory.
 
     With `keep` into memory for a shard of tiles, as whoever hands out pixels must; without, each
-    over the last one, in the processor's cache.
+    over the last one, in the processor's cache. At its fastest, which is at odd addresses: at
+    others libjpeg-turbo may write past the cache.
     """
 
     def __init__(self, coded: Sequence[bytes], *, keep: bool) -> None:
         rooms = 256 if keep else 1
-        self._rooms = np.zeros((rooms, 256 * 256 * 3), np.uint8)
+        self._rooms = np.zeros(rooms * 256 * 256 * 3 + 1, np.uint8)[1:].reshape(rooms, -1)
         prefix = jpeg_prefix(b"", ycbcr=True)
         self._coded = [prefix + without_app(tile) for tile in coded]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
 
+from ray_pipeline.slides.decode import JpegCodec
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.synthetic import write_slide
 
@@ -63,6 +65,25 @@ def test_parts_that_are_kept_are_never_written_over(path: Path) -> None:
     for part, tiles in zip(parts, kept, strict=True):
         again = open_slide(str(path)).read_tiles(level=0, xy=part, side_px=96, tile_px=96)
         assert np.array_equal(tiles, again)
+
+
+@pytest.mark.parametrize("reduce", [1, 2])
+def test_decoders_are_not_made_to_write_past_the_cache(
+    path: Path, monkeypatch: pytest.MonkeyPatch, reduce: int
+) -> None:
+    decode = JpegCodec.decode
+    starts: list[int] = []
+
+    def spy(self: JpegCodec, *told: Any) -> npt.NDArray[np.uint8]:
+        pixels = decode(self, *told)
+        starts.append(pixels.ctypes.data)
+        return pixels
+
+    monkeypatch.setattr(JpegCodec, "decode", spy)
+    slide = open_slide(str(path))
+    slide.read_tiles(level=0, xy=grid(192, 192), side_px=96, tile_px=96, reduce=reduce)
+    assert starts
+    assert all(start % 16 for start in starts)
 
 
 def test_halving_is_close_to_the_mean_of_four(path: Path) -> None:
