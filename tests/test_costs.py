@@ -43,7 +43,7 @@ def slide_work(tiles: int) -> Work:
         dim=DIM,
         slide_gets=tiles / 16,
         fetch_bytes=12_500 * tiles,
-        reading_cpu_s=tiles / 2600,
+        reading_cpu_s=tiles / costs.DIRECT_TILES_PER_S,
         reading_basis="measured",
     )
 
@@ -160,7 +160,7 @@ def test_reading_costs_more_where_there_is_more_to_do() -> None:
     # Twice the scale is four times the pixels.
     assert read_at(0.25, "jpeg2000")[0] > 4 / costs.JPEG2000_TILES_PER_S
     stained, basis = read_at(0.5, normalise=NormaliseRule(colour="srgb", stain="macenko"))
-    assert stained == pytest.approx(1 / 2600 + 1 / 870 + 1 / 1900)
+    assert stained == pytest.approx(1 / costs.DIRECT_TILES_PER_S + 1 / 870 + 1 / 1900)
     assert basis == "expected"
 
 
@@ -184,7 +184,7 @@ def test_a_sum_is_as_sure_as_its_least_sure_slide() -> None:
 @pytest.mark.parametrize("name", list(Prices.model_fields))
 def test_every_price_is_asked_for(name: str) -> None:
     nothing = Prices(**dict.fromkeys(Prices.model_fields, 0.0))
-    dear = cost(slide_work(10_000), nothing.model_copy(update={name: 1000.0}))
+    dear = cost(slide_work(10_000), nothing.model_copy(update={name: 10_000.0}))
     assert cost(slide_work(10_000), nothing).usd == 0
     assert (dear.usd_per_month if "month" in name else dear.usd) > 1
 
@@ -201,7 +201,9 @@ def test_plan_tells_what_a_job_costs(tmp_path: Path) -> None:
     assert "sum without GPU-hours and CPU-hours of reading" in plain.stdout
     tiles, items = planned["tiles"], told["items"]
     assert 0 < tiles <= 256
-    assert items["reading_cpu_hours"]["amount"] == pytest.approx(tiles / 2600 / 3600, rel=0.01)
+    assert items["reading_cpu_hours"]["amount"] == pytest.approx(
+        tiles / costs.DIRECT_TILES_PER_S / 3600, rel=0.01
+    )
     assert items["reading_cpu_hours"]["basis"] == "measured"
     assert (items["output_puts"]["amount"], items["output_gets"]["amount"]) == (4, 2)
     assert items["slide_gets"]["amount"] == planned["per_slide"][0]["gets"] > 4
