@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -23,11 +24,60 @@ TAILS_KEPT = 256
 """Files' ends that are kept: DuckDB opens a file for its schema, then its directory, then rows."""
 
 
-class _LocalFile(io.FileIO):
-    """DuckDB lets go of its files without closing them."""
+class _SharedFile(io.RawIOBase):
+    """A file that threads share, each from a place of its own.
 
-    def __del__(self) -> None:
-        self.close()
+    DuckDB seeks and then reads, on any of its threads, and lets go of files without closing them.
+    """
+
+    def __init__(self, file: io.FileIO | RangedFile) -> None:
+        self._file = file
+        self._reading = threading.Lock()
+        self._here = threading.local()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        at: int = getattr(self._here, "at", 0)
+        return at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_CUR:
+            offset += self.tell()
+        elif whence == io.SEEK_END:
+            with self._reading:
+                offset += self._file.seek(0, io.SEEK_END)
+        if offset < 0:
+            raise ValueError(f"seek to {offset}, before the start of the file")
+        self._here.at = offset
+        return offset
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.closed:
+            raise ValueError("read of a closed file")
+        at = self.tell()
+        with self._reading:
+            self._file.seek(at)
+            data = self._file.read(-1 if size is None else size) or b""
+        self._here.at = at + len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no types
@@ -91,12 +141,11 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
             raise PermissionError(f"{path}: an output is only read here")
         key = self._strip_protocol(path)
         if self._store.scheme == "file":
-            return _LocalFile(f"{self._store.uri}/{key}")
+            return _SharedFile(io.FileIO(f"{self._store.uri}/{key}"))
         file = self._ranged(key, self._info(key))
         file.seek(max(0, file.size_bytes - TAIL_BYTES))
         file.read(1)
-        file.seek(0)
-        return file
+        return _SharedFile(file)
 
     def _ranged(self, key: str, info: ObjectInfo) -> RangedFile:
         counts = ReadCounts()
