@@ -41,7 +41,30 @@ class ReadCounts:
             setattr(self, one.name, getattr(self, one.name) + other.get(one.name, 0))
 
 
-class RangedFile(io.RawIOBase):
+class SeekableFile(io.RawIOBase):
+    """What a read-only file is beside `tell`, `seek` and `read`, which its kinds bring."""
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def readall(self) -> bytes:
+        """All bytes from the position on."""
+        return self.read() or b""
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`; returns how many bytes were read."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view)) or b""
+        view[: len(data)] = data
+        return len(data)
+
+
+class RangedFile(SeekableFile):
     """A file whose bytes come by `fetch(start, length)`. For one thread.
 
     Missing blocks of one read come in one GET. Reading on where the last GET ended doubles the next
@@ -74,14 +97,6 @@ class RangedFile(io.RawIOBase):
         self._first = self._ahead = max(1, first_get_bytes // BLOCK_BYTES)
         self._after_last = -1
 
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
     def tell(self) -> int:
         """The position, bytes from the start."""
         return self._position
@@ -105,17 +120,6 @@ class RangedFile(io.RawIOBase):
         data = b"".join(self._wanted(first, last))[start : start + stop - self._position]
         self._position += len(data)
         return data
-
-    def readall(self) -> bytes:
-        """All bytes from the position on."""
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`; returns how many bytes were read."""
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         """Let go of the blocks."""

@@ -12,7 +12,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from ray_pipeline.errors import HistorayError, NotFoundError
-from ray_pipeline.ranged_file import RangedFile, ReadCounts
+from ray_pipeline.ranged_file import RangedFile, ReadCounts, SeekableFile
 from ray_pipeline.store import ObjectInfo, Store
 
 TAIL_BYTES = 64 << 10
@@ -24,7 +24,7 @@ TAILS_KEPT = 256
 """Files' ends that are kept: DuckDB opens a file for its schema, then its directory, then rows."""
 
 
-class _SharedFile(io.RawIOBase):
+class _SharedFile(SeekableFile):
     """A file that threads share, each from a place of its own.
 
     DuckDB seeks and then reads, on any of its threads, and lets go of files without closing them.
@@ -34,12 +34,6 @@ class _SharedFile(io.RawIOBase):
         self._file = file
         self._reading = threading.Lock()
         self._here = threading.local()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         at: int = getattr(self._here, "at", 0)
@@ -65,15 +59,6 @@ class _SharedFile(io.RawIOBase):
             data = self._file.read(-1 if size is None else size) or b""
         self._here.at = at + len(data)
         return data
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         self._file.close()
