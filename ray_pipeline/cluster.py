@@ -97,6 +97,7 @@ def cluster_nodes() -> list[Node]:
             resources=frozenset(
                 name for name in node["Resources"] if name not in ORDINARY and name[:5] != "node:"
             ),
+            id=node["NodeID"],
         )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]

@@ -184,10 +184,10 @@ class Driver:
         for row in from_table(table):
             tally = self._ledger.add(row)
             self.counts.slides_planned += row.is_header
+            self.counts.tiles = self._ledger.tiles
+            self.counts.tiles_planned = self._ledger.tiles_planned
             if tally is not None:
                 self._end(self._todo[row.slide_id], tally)
-        self.counts.tiles = self._ledger.tiles
-        self.counts.tiles_planned = self._ledger.tiles_planned
 
     @property
     def _out_of_time(self) -> bool:
@@ -219,6 +219,8 @@ class Driver:
                 return
             elif time.monotonic() - since > self.settings.no_progress_s:
                 self._give_up_commits()
+            else:
+                self._show()
 
     def _committed(self, launched: Any) -> None:
         source, tally = self._committing.pop(launched)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,7 @@ from ray_pipeline.errors import ClusterError, DoesNotFitError, HistorayError
 from ray_pipeline.graph import LARGE_MODEL, Graph, StopSign, polled
 from ray_pipeline.placement import (
     COMMIT_CPUS,
+    Node,
     Placement,
     check_fit,
     choose_placement,
@@ -53,6 +54,12 @@ PROBE_CPUS = 0.1
 FEWEST_COMMITS = 8
 """Commit tasks at once, or as many as encoders: one takes a few seconds, most of them waiting for
 the store, and a GPU makes a slide in some ten."""
+LOOK_AT_NODES_EVERY_S = 5.0
+"""Seconds between two looks at which nodes are alive, while commits are under way."""
+LOST_NODE_GRACE_S = 30.0
+"""Seconds that a commit under way is given to end after a node was lost: it takes a few."""
+TASKS_PER_COMMIT = 3
+"""Most tasks of one commit: where nodes come and go, each waits for the same free CPU."""
 
 
 def embed(settings: JobSettings, reporter: Reporter, stop: Stop | None = None) -> RunReport:
@@ -178,29 +185,104 @@ def _run_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
+@dataclass(eq=False)
+class LaunchedCommit:
+    """The tasks of one commit: one, or more where a node was lost."""
+
+    job: CommitJob
+    """What to commit."""
+    references: list[Any] = field(default_factory=list)
+    """Of Ray, one for each task that has not failed."""
+    losses: int = 0
+    """Losses of nodes before its last task was launched."""
+    missed_since: float | None = None
+    """When a later loss was seen, by the monotonic clock."""
+
+
 class CommitTasks:
-    """Commits as tasks of Ray; see `Commits`."""
+    """Commits as tasks of Ray; see `Commits`.
+
+    Ray waits for a node that it has asked for a worker for as long as gRPC does (ray-project/ray
+    issue 63405): a machine that is taken away without a word holds such a task up for minutes. So a
+    commit that has not ended `LOST_NODE_GRACE_S` after the loss of a node is launched once more.
+    The first task that succeeds counts; a later one finds the slide committed.
+    """
 
     def __init__(self, encoders: int, run: str) -> None:
         self.most, self._run = max(FEWEST_COMMITS, encoders), run
+        self._alive: set[str] = set()
+        self._losses, self._looked_at = 0, 0.0
 
-    def launch(self, job: CommitJob) -> Any:
+    def launch(self, job: CommitJob) -> LaunchedCommit:
         """A task on any node that has the memory."""
-        memory = commit_memory_bytes(job.n_tiles, job.dim, cluster_nodes())
-        return _commit.options(memory=memory).remote(job, self._run)
+        launched = LaunchedCommit(job)
+        self._add_task(launched)
+        return launched
 
-    def first_of(self, launched: Sequence[Any], timeout_s: float) -> Any | None:
-        """Any task that has ended."""
-        ready, _ = ray.wait(list(launched), num_returns=1, timeout=timeout_s)
-        return ready[0] if ready else None
+    def first_of(
+        self, launched: Sequence[LaunchedCommit], timeout_s: float
+    ) -> LaunchedCommit | None:
+        """Any commit of which a task has succeeded, or the last one has failed."""
+        commit_of = {reference: one for one in launched for reference in one.references}
+        ready, _ = ray.wait(list(commit_of), num_returns=1, timeout=timeout_s)
+        if not ready:
+            self._launch_again(launched)
+            return None
+        ended = commit_of[ready[0]]
+        if len(ended.references) > 1 and _has_failed(ready[0]):
+            ended.references.remove(ready[0])
+            return None
+        ended.references = ready
+        return ended
 
-    def result(self, launched: Any) -> SlideRecord:
+    def result(self, launched: LaunchedCommit) -> SlideRecord:
         """Raises the error of ours that ended it, or a ClusterError telling of Ray's."""
+        (ended,) = launched.references
         try:
-            record: SlideRecord = ray.get(launched)
+            record: SlideRecord = ray.get(ended)
         except RayError as error:
             raise own_error(error) from None
         return record
+
+    def _add_task(self, launched: LaunchedCommit) -> None:
+        job, nodes = launched.job, self._nodes()
+        memory = commit_memory_bytes(job.n_tiles, job.dim, nodes)
+        # A byte less after each loss: Ray asks for no worker for a task as long as one is asked for
+        # by an earlier task that wanted the same, be it of a node that is lost.
+        task = _commit.options(memory=memory - self._losses)
+        launched.references.append(task.remote(job, self._run))
+        launched.losses, launched.missed_since = self._losses, None
+
+    def _launch_again(self, launched: Sequence[LaunchedCommit]) -> None:
+        """Those that were under way when a node was lost, and still are after the grace."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_AT_NODES_EVERY_S:
+            return
+        self._looked_at = now
+        self._nodes()
+        for one in launched:
+            if one.losses == self._losses or len(one.references) == TASKS_PER_COMMIT:
+                continue
+            if one.missed_since is None:
+                one.missed_since = now
+            elif now - one.missed_since >= LOST_NODE_GRACE_S:
+                self._add_task(one)
+
+    def _nodes(self) -> list[Node]:
+        """The living nodes; counts it when there are some no more."""
+        nodes = cluster_nodes()
+        alive = {node.id for node in nodes}
+        self._losses += not self._alive <= alive
+        self._alive = alive
+        return nodes
+
+
+def _has_failed(reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except RayError:
+        return True
+    return False
 
 
 @ray.remote(num_cpus=COMMIT_CPUS, max_retries=3)

@@ -49,6 +49,8 @@ class Node:
     """Memory Ray may hand out there, bytes; 0 when unknown."""
     resources: frozenset[str] = frozenset()
     """Names of what else it has: custom resources, and kinds of accelerators."""
+    id: str = ""
+    """Ray's name of it."""
 
     def has(self, resource: str | None) -> bool:
         """Whether it has that resource; none is everywhere."""

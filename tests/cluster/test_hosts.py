@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from polars.testing import assert_frame_equal
 
 from ray_pipeline.synthetic import write_slide
 from tests.commands import historay
-from tests.servers.hosts import Host, Network, network
+from tests.servers.hosts import Host, network
 from tests.servers.moto import MotoServer
 from tests.servers.s3 import S3Server
 
@@ -34,12 +34,13 @@ HEAD_ADDRESS, OTHER_ADDRESS = "10.0.0.1", "10.0.0.2"
 PORT, DASHBOARD = 6379, 8265
 SLIDES = 6
 DEADLINE_S = 300
-NODES = {
-    "gpu": ("--num-cpus", "2", "--resources", '{"device": 1}'),
-    "feeder": ("--num-cpus", "1"),
-    "feeder-to-lose": ("--num-cpus", "1"),
-}
-"""Beside the head, which does no work: one node that may hold encoders, two that feed it."""
+NODES = (
+    ("--num-cpus", "0"),
+    ("--num-cpus", "2", "--resources", '{"device": 1}'),
+    ("--num-cpus", "1"),
+    ("--num-cpus", "1"),
+)
+"""A head that does no work, one node that may hold encoders, and two that feed it."""
 JOB = """\
 slides: {slides}/
 output: {output}
@@ -76,16 +77,17 @@ class Cluster:
             "RAY_health_check_timeout_ms": "2000",
         }
 
-    def start(self) -> None:
-        """The head, then all others one by one; each is waited for."""
+    def start(self, nodes: Sequence[tuple[str, ...]]) -> None:
+        """The head, then all others one by one, with these options; each is waited for."""
+        head, *others = nodes
         self._start(
             self.head,
             *_told("ray start --head"),
-            *("--port", str(PORT), "--num-cpus", "0", "--no-monitor"),
+            *("--port", str(PORT), "--no-monitor"),
             *("--dashboard-host", self.head.address, "--dashboard-port", str(DASHBOARD)),
-            *("--temp-dir", str(self._folder)),
+            *("--temp-dir", str(self._folder), *head),
         )
-        for host, options in zip(self.others, NODES.values(), strict=True):
+        for host, options in zip(self.others, others, strict=True):
             self._start(host, *_told("ray start --address"), *options)
 
     def run(self, *words: str, timeout_s: float = DEADLINE_S) -> str:
@@ -151,23 +153,15 @@ def moto_at(address: str, log: Path) -> Iterator[S3Server]:
     moto.stop()
 
 
-@pytest.fixture
-def hosts() -> Iterator[Network]:
-    with network(1 + len(NODES)) as running:
-        yield running
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_cluster_that_loses_a_host_makes_what_one_machine_makes(
-    hosts: Network, tmp_path: Path
-) -> None:
-    with moto_at(hosts.address, tmp_path / "moto.log") as s3:
+def test_a_cluster_that_loses_a_host_makes_what_one_machine_makes(tmp_path: Path) -> None:
+    with network(len(NODES)) as hosts, moto_at(hosts.address, tmp_path / "moto.log") as s3:
         bucket = s3.bucket()
         put_slides(s3, bucket, tmp_path / "slides")
         cluster = Cluster(hosts.hosts, s3.env)
         try:
-            cluster.start()
+            cluster.start(NODES)
             assert cluster.alive() == sorted(host.address for host in hosts.hosts)
             job = submit(cluster, tmp_path, bucket)
             wait_for_a_fragment(s3, bucket, job)
@@ -185,6 +179,34 @@ def test_a_cluster_that_loses_a_host_makes_what_one_machine_makes(
         done = historay("embed", *slides, "--encoder-cpus", "1", env=s3.env)
         assert done.code == 0, done.stderr
         assert_frame_equal(rows(s3, f"{bucket}/out"), rows(s3, alone), check_exact=True)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_commit_that_waits_for_a_host_that_is_gone_is_given_to_another(tmp_path: Path) -> None:
+    with network(2) as hosts:
+        cluster = Cluster(hosts.hosts, {})
+        try:
+            cluster.start([("--num-cpus", "1"), ("--num-cpus", "1")])
+            command = [sys.executable, "-m", "tests.cluster.lost_commit", str(tmp_path / "out")]
+            with subprocess.Popen(
+                cluster.head.command(*command),
+                env=cluster.env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                try:
+                    assert process.stdout is not None
+                    assert process.stdout.readline() == "ready\n"
+                    cluster.others[0].freeze()
+                    told, errors = process.communicate("\n", timeout=DEADLINE_S)
+                finally:
+                    process.kill()
+        finally:
+            cluster.end()
+    assert told.splitlines()[-1:] == ["done"], errors
 
 
 def put_slides(s3: S3Server, bucket: str, folder: Path) -> None:

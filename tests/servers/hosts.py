@@ -36,11 +36,18 @@ class Host:
         """Pull its cable: packets to and from it vanish, and nobody is told."""
         _ip("link", "set", self.cable, "down")
 
+    def freeze(self) -> None:
+        """Stop whatever runs there: it takes what is sent to it, and never answers."""
+        self._signal(signal.SIGSTOP)
+
     def kill_all(self) -> None:
         """SIGKILL whatever runs there."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         for pid in _ip("netns", "pids", self.name).split():
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(int(pid), number)
 
 
 @dataclass(frozen=True, kw_only=True)
