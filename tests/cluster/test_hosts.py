@@ -61,7 +61,10 @@ class Cluster:
 
     def __init__(self, hosts: tuple[Host, ...], env: Mapping[str, str]) -> None:
         self.head, *self.others = hosts
-        self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: sockets lie there
+        # Short: sockets lie there.
+        self._folder, *self._disks = (
+            Path(tempfile.mkdtemp(prefix="ray", dir="/tmp")) for _ in hosts
+        )
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.env = {
             **os.environ,
@@ -87,8 +90,8 @@ class Cluster:
             *("--dashboard-host", self.head.address, "--dashboard-port", str(DASHBOARD)),
             *("--temp-dir", str(self._folder), *head),
         )
-        for host, options in zip(self.others, others, strict=True):
-            self._start(host, *_told("ray start --address"), *options)
+        for host, options, disk in zip(self.others, others, self._disks, strict=True):
+            self._start(host, *_told("ray start --address"), *options, disk=disk)
 
     def run(self, *words: str, timeout_s: float = DEADLINE_S) -> str:
         """Standard output of a command on the head's host; it must end well."""
@@ -114,9 +117,14 @@ class Cluster:
             host.kill_all()
         for node in self._nodes:
             node.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in (self._folder, *self._disks):
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def _start(self, host: Host, *words: str) -> None:
+    def _start(self, host: Host, *words: str, disk: Path | None = None) -> None:
+        """Run it there until it says that it runs. Its files lie on `disk`, if that is given.
+
+        Ray has all nodes use the head's path, and each first removes what is there of a job's code.
+        """
         log = self._folder / f"{host.name}.log"
         addresses = {HEAD_ADDRESS: self.head.address, OTHER_ADDRESS: host.address}
         for told, real in addresses.items():
@@ -126,6 +134,8 @@ class Cluster:
                 host.command(
                     *words,
                     *("--object-store-memory", str(512 << 20), "--block"),
+                    disk=disk,
+                    at=self._folder,
                 ),
                 env=self.env | {"RAY_ADDRESS": ""},
                 stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -28,9 +29,14 @@ class Host:
     address: str
     """Its IPv4 address."""
 
-    def command(self, *words: str) -> list[str]:
-        """What runs these words there."""
-        return ["ip", "netns", "exec", self.name, *words]
+    def command(self, *words: str, disk: Path | None = None, at: Path | None = None) -> list[str]:
+        """What runs these words there; with `disk`, they see that folder where `at` is."""
+        there = ["ip", "netns", "exec", self.name]
+        if disk is None:
+            return [*there, *words]
+        # A namespace for the network comes with one for mounts.
+        mount = 'mount --bind "$0" "$1" && shift && exec "$@"'
+        return [*there, "sh", "-c", mount, str(disk), str(at), *words]
 
     def cut_off(self) -> None:
         """Pull its cable: packets to and from it vanish, and nobody is told."""
