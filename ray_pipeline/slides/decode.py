@@ -19,6 +19,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from ray_pipeline.slides.half_jpeg.decoder import HalfJpeg
 from ray_pipeline.slides.jpeg import (
     END_OF_IMAGE,
     frame_fault,
@@ -29,6 +30,8 @@ from ray_pipeline.slides.jpeg import (
 
 Pixels = npt.NDArray[np.uint8]
 
+HALF_JPEG = HalfJpeg()
+"""This process's; tiles count towards its compiling whatever slide they are of."""
 # SOC and SIZ, how every JPEG 2000 codestream starts (ITU-T T.800, A.3).
 _CODESTREAM = b"\xff\x4f\xff\x51"
 # libjpeg's harmless warning: bytes between the last pixel and the next marker.
@@ -96,6 +99,11 @@ class JpegCodec:
             told = jpeg_prefix(self.tables, self.ycbcr)
             told += head[2:] if self.ycbcr is None else without_app(head)
             self._sound[size] = head, told
+        elif reduce == 2:
+            # Tables are worth making for a head that comes again.
+            halved = HALF_JPEG.decode(told, data[len(head) :], room)
+            if halved is not None:
+                return halved
         return _decode_jpeg(b"".join((told, data[len(head) :])), size, reduce, room)
 
 

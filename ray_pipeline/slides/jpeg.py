@@ -35,10 +35,10 @@ def frame_fault(
 
 
 def scan_start(data: bytes) -> int:
-    """First byte after the marker that starts the coded pixels, of a JPEG without a fault."""
+    """First byte of the coded pixels, behind the header SOS, of a JPEG without a fault."""
     _, scan = _head_fault(data, 1 << 16, 1 << 16, 0, 0)
     assert scan is not None
-    return scan + 2
+    return scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
 
 
 def _head_fault(

@@ -51,6 +51,9 @@ from pydicom.uid import (
 )
 
 from ray_pipeline.errors import SlideError, StoreError
+from ray_pipeline.slides import decode
+from ray_pipeline.slides.half_jpeg.decoder import HalfJpeg
+from ray_pipeline.slides.half_jpeg.scan import compiled
 from ray_pipeline.slides.slide import Slide, open_slide
 from tests.slides.slide_files import write_bif, write_scn
 
@@ -1054,6 +1057,9 @@ def _work(cases_in: Connection, log: str) -> None:
     faulthandler.register(signal.SIGUSR1, faults, all_threads=False)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    # What decodes half-size JPEGs after many tiles does so from the first one on.
+    compiled()
+    decode.HALF_JPEG = HalfJpeg(compiled_after=0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
     with tempfile.TemporaryDirectory() as folder:

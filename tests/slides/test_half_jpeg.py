@@ -1,0 +1,235 @@
+"""Half-size JPEGs are simplejpeg's to the last bit, or are left to it."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import imagecodecs
+import numba
+import numpy as np
+import numpy.typing as npt
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ray_pipeline.slides import decode
+from ray_pipeline.slides.decode import JpegCodec, TileSize
+from ray_pipeline.slides.half_jpeg.decoder import HalfJpeg
+from ray_pipeline.slides.half_jpeg.tables import half_tables
+from ray_pipeline.slides.jpeg import scan_start
+
+Pixels = npt.NDArray[np.uint8]
+HALF = HalfJpeg(compiled_after=0)
+SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+
+
+def picture(kind: str, width: int, height: int, seed: int = 0) -> Pixels:
+    rng = np.random.default_rng(seed)
+    if kind == "noise":
+        return rng.integers(0, 256, (height, width, 3), np.uint8)
+    if kind == "extremes":
+        return rng.choice(np.array([0, 255], np.uint8), (height, width, 3))
+    if kind == "flat":
+        return np.broadcast_to(rng.integers(0, 256, 3, np.uint8), (height, width, 3)).copy()
+    coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return np.clip(smooth + rng.integers(-9, 10, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def coded(
+    pixels: Pixels, quality: int = 80, subsampling: str = "4:2:0", mode: str = "RGB", **how: Any
+) -> bytes:
+    out = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.convert(mode).save(out, "JPEG", quality=quality, subsampling=subsampling, **how)
+    return out.getvalue()
+
+
+def halved(jpeg: bytes, by: HalfJpeg = HALF) -> Pixels | None:
+    scan = scan_start(jpeg)
+    room = np.full(len(jpeg) + (4 << 20), 7, np.uint8)
+    pixels = by.decode(jpeg[:scan], memoryview(jpeg)[scan:], room)
+    if pixels is not None:
+        assert np.shares_memory(pixels, room)
+        assert (room[pixels.size :] == 7).all()
+    return pixels
+
+
+def reference(jpeg: bytes, *, strict: bool = True) -> Pixels:
+    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    return np.asarray(
+        simplejpeg.decode_jpeg(
+            jpeg, min_height=-(-height // 2), min_width=-(-width // 2), strict=strict
+        )
+    )
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    kind=st.sampled_from(["noise", "extremes", "flat", "tissue"]),
+    size=st.tuples(st.integers(1, 35), st.integers(1, 5)),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from(SAMPLINGS),
+    optimize=st.booleans(),
+)
+def test_every_pixel_is_the_same(
+    kind: str, size: tuple[int, int], quality: int, subsampling: str, optimize: bool
+) -> None:
+    pixels = picture(kind, 16 * size[0], 16 * size[1], seed=quality)
+    jpeg = coded(pixels, quality, subsampling, optimize=optimize)
+    found = halved(jpeg)
+    assert found is not None
+    assert np.array_equal(found, reference(jpeg))
+
+
+@pytest.mark.parametrize("quality", [20, 80, 100])
+def test_rgb_stays_as_it_is(quality: int) -> None:
+    jpeg = coded(picture("tissue", 240, 240), quality, "4:4:4", keep_rgb=True)
+    found = halved(jpeg)
+    assert found is not None
+    assert np.array_equal(found, reference(jpeg))
+
+
+def test_a_block_may_end_with_its_last_coefficient() -> None:
+    # Without the code EOB; the next block's bits follow at once.
+    jpeg = coded(picture("noise", 256, 256), 100, "4:4:4")
+    found = halved(jpeg)
+    assert found is not None
+    assert np.array_equal(found, reference(jpeg))
+
+
+@pytest.mark.parametrize(
+    "jpeg",
+    [
+        coded(picture("tissue", 64, 64), progressive=True),
+        coded(picture("tissue", 64, 64), restart_marker_blocks=2),
+        coded(picture("tissue", 72, 64)),
+        coded(picture("tissue", 64, 64), mode="CMYK"),
+        coded(picture("tissue", 64, 64), mode="L"),
+        bytes(imagecodecs.jpeg_encode(picture("tissue", 64, 64), subsampling="440")),
+        bytes(imagecodecs.jpeg_encode(picture("tissue", 64, 64), subsampling="411")),
+    ],
+    ids=["progressive", "restarts", "part of an MCU", "CMYK", "grey", "4:4:0", "4:1:1"],
+)
+def test_what_is_not_simple_is_left_to_others(jpeg: bytes) -> None:
+    assert half_tables(jpeg[: scan_start(jpeg)]) is None
+    assert halved(jpeg) is None
+
+
+def test_damaged_heads_are_left_to_others() -> None:
+    jpeg = coded(picture("tissue", 64, 64))
+    head = jpeg[: scan_start(jpeg)]
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        damaged = bytearray(head)
+        for at in rng.integers(2, len(head), rng.integers(1, 4)):
+            damaged[at] = rng.integers(0, 256)
+        tables = half_tables(bytes(damaged))
+        if tables is not None and tables.width * tables.height <= 1 << 20:
+            halved(bytes(damaged) + jpeg[len(head) :])
+    for size in range(len(head)):
+        assert half_tables(head[:size]) is None
+
+
+@pytest.mark.parametrize("subsampling", SAMPLINGS)
+@pytest.mark.parametrize("quality", [30, 100])
+def test_damaged_scans_are_left_to_others_or_decoded_as_they_would(
+    subsampling: str, quality: int
+) -> None:
+    jpeg = coded(picture("tissue", 64, 48), quality, subsampling)
+    scan = scan_start(jpeg)
+    rng = np.random.default_rng(0)
+    taken = 0
+    for _ in range(600):
+        damaged = bytearray(jpeg)
+        for at in rng.integers(scan, len(jpeg) - 2, rng.integers(1, 3)):
+            damaged[at] = rng.integers(0, 256)
+        found = halved(bytes(damaged))
+        if found is None:
+            continue
+        taken += 1
+        try:
+            expected = reference(bytes(damaged))
+        except ValueError as error:
+            assert "extraneous bytes" in str(error)  # noqa: PT017 - one of two ends
+            expected = reference(bytes(damaged), strict=False)
+        assert np.array_equal(found, expected)
+    assert taken > 100
+
+
+@pytest.mark.parametrize("subsampling", SAMPLINGS)
+def test_a_scan_that_ends_early_is_left_to_others(subsampling: str) -> None:
+    jpeg = coded(picture("tissue", 64, 48), 80, subsampling)
+    scan = scan_start(jpeg)
+    for size in range(scan, len(jpeg) - 3):
+        assert halved(jpeg[:size]) is None
+        assert halved(jpeg[:size] + b"\xff\xd9") is None
+    assert halved(jpeg) is not None
+
+
+def test_bytes_behind_the_last_pixel_are_no_matter() -> None:
+    jpeg = coded(picture("tissue", 64, 48))
+    padded = halved(jpeg[:-2] + bytes(40) + b"\xff\xd9")
+    assert padded is not None
+    assert np.array_equal(padded, reference(jpeg))
+
+
+def test_a_room_that_is_too_small_is_left_alone() -> None:
+    jpeg = coded(picture("tissue", 64, 48))
+    scan = scan_start(jpeg)
+    room = np.zeros(32 * 24 * 3 - 1, np.uint8)
+    assert HALF.decode(jpeg[:scan], memoryview(jpeg)[scan:], room) is None
+
+
+def test_the_first_tiles_are_left_to_others() -> None:
+    patient = HalfJpeg(compiled_after=3)
+    jpeg = coded(picture("tissue", 64, 48))
+    assert [halved(jpeg, patient) is None for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_without_a_compiler_all_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    jpeg = coded(picture("tissue", 64, 48))
+    without = HalfJpeg(compiled_after=0)
+    assert halved(jpeg, without) is None
+    assert halved(jpeg, without) is None
+
+
+def test_many_threads_decode_at_once() -> None:
+    jpegs = [coded(picture("tissue", 240, 240, seed)) for seed in range(40)]
+    shared = HalfJpeg(compiled_after=0)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda jpeg: halved(jpeg, shared), jpegs * 3))
+    # Whoever comes while one thread compiles is left to others.
+    assert found[-1] is not None
+    for jpeg, pixels in zip(jpegs * 3, found, strict=True):
+        assert pixels is None or np.array_equal(pixels, reference(jpeg))
+
+
+def test_a_codec_gives_the_same_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpegs = [coded(picture("tissue", 256, 256, seed)) for seed in range(4)]
+    size = TileSize(256, 256, 256, 256)
+    codec = JpegCodec(ycbcr=True)
+
+    def read() -> list[Pixels]:
+        room = np.zeros(256 * 256 * 3, np.uint8)
+        return [codec.decode(memoryview(jpeg), size, 2, room).copy() for jpeg in jpegs]
+
+    before = read()
+    calls = []
+
+    class Watched(HalfJpeg):
+        def decode(self, head: bytes, scan: memoryview, room: Pixels) -> Pixels | None:
+            pixels = super().decode(head, scan, room)
+            calls.append(pixels is not None)
+            return pixels
+
+    monkeypatch.setattr(decode, "HALF_JPEG", Watched(compiled_after=0))
+    after = read()
+    # The head of the first is known from before.
+    assert calls == [True] * 4
+    assert np.array_equal(before, after)
