@@ -25,6 +25,7 @@ from ray_pipeline.encoders.spec import EncoderIdentity
 from ray_pipeline.errors import DatasetError, SlideError, StoreError, WeightsError
 from ray_pipeline.plan import TilePlan, plan_slide
 from ray_pipeline.rows import HEADER, Failure, ShardRow, from_table, to_table
+from ray_pipeline.slides.decode import HALF_JPEG
 from ray_pipeline.slides.grid import TilingRule
 from ray_pipeline.slides.normalise import Normaliser, NormaliseRule
 from ray_pipeline.slides.slide import Slide, open_slide
@@ -194,6 +195,7 @@ class ReadTiles:
         self._rule, self._threads, self._stopped = normalise, threads, stopped
         self._watch = watch
         self._idle: deque[tuple[_Source, Slide]] = deque()
+        HALF_JPEG.compile_after()
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         for _, run in groupby(from_table(table), key=lambda row: row.to_do and _source(row)):

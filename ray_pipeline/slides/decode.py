@@ -31,7 +31,7 @@ from ray_pipeline.slides.jpeg import (
 Pixels = npt.NDArray[np.uint8]
 
 HALF_JPEG = HalfJpeg()
-"""This process's; tiles count towards its compiling whatever slide they are of."""
+"""This process's; it decodes nothing until someone who reads many slides has it compiled."""
 # SOC and SIZ, how every JPEG 2000 codestream starts (ITU-T T.800, A.3).
 _CODESTREAM = b"\xff\x4f\xff\x51"
 # libjpeg's harmless warning: bytes between the last pixel and the next marker.

@@ -51,8 +51,7 @@ from pydicom.uid import (
 )
 
 from ray_pipeline.errors import SlideError, StoreError
-from ray_pipeline.slides import decode
-from ray_pipeline.slides.half_jpeg.decoder import HalfJpeg
+from ray_pipeline.slides.decode import HALF_JPEG
 from ray_pipeline.slides.half_jpeg.scan import compiled
 from ray_pipeline.slides.slide import Slide, open_slide
 from tests.slides.slide_files import write_bif, write_scn
@@ -1059,7 +1058,7 @@ def _work(cases_in: Connection, log: str) -> None:
     warnings.simplefilter("ignore")
     # What decodes half-size JPEGs after many tiles does so from the first one on.
     compiled()
-    decode.HALF_JPEG = HalfJpeg(compiled_after=0)
+    HALF_JPEG.compile_after(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
     with tempfile.TemporaryDirectory() as folder:

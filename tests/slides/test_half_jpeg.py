@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,14 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ray_pipeline import stages
 from ray_pipeline.slides import decode
 from ray_pipeline.slides.decode import JpegCodec, TileSize
-from ray_pipeline.slides.half_jpeg.decoder import HalfJpeg
+from ray_pipeline.slides.half_jpeg.decoder import COMPILED_AFTER, HalfJpeg
 from ray_pipeline.slides.half_jpeg.tables import half_tables
 from ray_pipeline.slides.jpeg import scan_start
+from ray_pipeline.slides.normalise import NormaliseRule
+from tests.conftest import ROOT
+from tests.slides import jpeg_streams
+from tests.slides.jpeg_streams import JFIF, adobe, damaged, random_jpeg, segment
 
 Pixels = npt.NDArray[np.uint8]
-HALF = HalfJpeg(compiled_after=0)
 SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 
 
@@ -49,14 +56,17 @@ def coded(
     return out.getvalue()
 
 
+def ready(after: int = 0) -> HalfJpeg:
+    half = HalfJpeg()
+    half.compile_after(after)
+    return half
+
+
+HALF = ready()
+
+
 def halved(jpeg: bytes, by: HalfJpeg = HALF) -> Pixels | None:
-    scan = scan_start(jpeg)
-    room = np.full(len(jpeg) + (4 << 20), 7, np.uint8)
-    pixels = by.decode(jpeg[:scan], memoryview(jpeg)[scan:], room)
-    if pixels is not None:
-        assert np.shares_memory(pixels, room)
-        assert (room[pixels.size :] == 7).all()
-    return pixels
+    return jpeg_streams.halved(jpeg, scan_start(jpeg), by)
 
 
 def reference(jpeg: bytes, *, strict: bool = True) -> Pixels:
@@ -120,19 +130,98 @@ def test_what_is_not_simple_is_left_to_others(jpeg: bytes) -> None:
     assert halved(jpeg) is None
 
 
-def test_damaged_heads_are_left_to_others() -> None:
+def same_or_left(jpeg: bytes) -> bool:
+    """Whether it was taken; its pixels are then what a whole decoder makes without a complaint."""
+    found = halved(jpeg)
+    if found is None:
+        return False
+    try:
+        expected = reference(jpeg)
+    except ValueError as error:
+        assert "extraneous bytes" in str(error)  # noqa: PT017 - one of two ends
+        expected = reference(jpeg, strict=False)
+    assert np.array_equal(found, expected)
+    return True
+
+
+def test_any_tables_and_any_coefficients_give_the_same() -> None:
+    taken = [same_or_left(random_jpeg(seed)) for seed in range(400)]
+    # Others may hold numbers that overflow.
+    assert sum(taken) > 200
+
+
+def test_damaged_ones_give_the_same_or_are_left_to_others() -> None:
+    taken = 0
+    for seed in range(600):
+        jpeg = damaged(random_jpeg(seed), seed)
+        tables = half_tables(jpeg[: scan_start(random_jpeg(seed))])
+        if tables is not None and tables.width * tables.height <= 1 << 18:
+            taken += same_or_left(jpeg)
+    assert taken > 50
+
+
+@pytest.mark.timeout(600)
+def test_no_index_is_out_of_bounds() -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-m", "tests.slides.jpeg_streams", "1000"],
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    whole, changed = map(int, outcome.stdout.split())
+    assert whole > 500
+    assert changed > 100
+
+
+def with_head(*segments: bytes) -> bytes:
+    """RGB or YCbCr as these segments say."""
+    jpeg = coded(picture("tissue", 64, 48), 80, "4:4:4")
+    assert jpeg[2:20] == segment(0xE0, JFIF)
+    return jpeg[:2] + b"".join(segments) + jpeg[20:]
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        (),
+        (segment(0xE0, JFIF),),
+        (adobe(0),),
+        (adobe(1),),
+        (segment(0xE0, JFIF), adobe(0)),
+        (adobe(0), adobe(1)),
+        (adobe(1), adobe(0)),
+        (segment(0xE0, b"other" + JFIF), adobe(0)),
+        (segment(0xEE, b"Adob"),),
+        (segment(0xFE, b"a comment"), segment(0xE5, b"anything")),
+    ],
+)
+def test_colours_are_what_the_markers_say(segments: tuple[bytes, ...]) -> None:
+    assert same_or_left(with_head(*segments))
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        (segment(0xE0, JFIF[:13]), adobe(0)),
+        (segment(0xE0, JFIF.replace(b"\0\1\1", b"\0\2\1")),),
+        (adobe(2),),
+        (segment(0xEE, b"Adobe\0\0"),),
+        (segment(0xE2, b"ICC_PROFILE\0\2\1xx"),),
+        (segment(0xFE, bytes(65_000)), segment(0xFE, bytes(1000))),
+    ],
+    ids=["short JFIF", "JFIF 2", "YCCK", "short Adobe", "ICC", "long"],
+)
+def test_heads_that_decoders_differ_on_are_left_to_others(segments: tuple[bytes, ...]) -> None:
+    assert halved(with_head(*segments)) is None
+
+
+def test_a_head_that_is_cut_is_left_to_others() -> None:
     jpeg = coded(picture("tissue", 64, 64))
-    head = jpeg[: scan_start(jpeg)]
-    rng = np.random.default_rng(0)
-    for _ in range(3000):
-        damaged = bytearray(head)
-        for at in rng.integers(2, len(head), rng.integers(1, 4)):
-            damaged[at] = rng.integers(0, 256)
-        tables = half_tables(bytes(damaged))
-        if tables is not None and tables.width * tables.height <= 1 << 20:
-            halved(bytes(damaged) + jpeg[len(head) :])
-    for size in range(len(head)):
-        assert half_tables(head[:size]) is None
+    for size in range(scan_start(jpeg)):
+        assert half_tables(jpeg[:size]) is None
 
 
 @pytest.mark.parametrize("subsampling", SAMPLINGS)
@@ -145,19 +234,10 @@ def test_damaged_scans_are_left_to_others_or_decoded_as_they_would(
     rng = np.random.default_rng(0)
     taken = 0
     for _ in range(600):
-        damaged = bytearray(jpeg)
+        changed = bytearray(jpeg)
         for at in rng.integers(scan, len(jpeg) - 2, rng.integers(1, 3)):
-            damaged[at] = rng.integers(0, 256)
-        found = halved(bytes(damaged))
-        if found is None:
-            continue
-        taken += 1
-        try:
-            expected = reference(bytes(damaged))
-        except ValueError as error:
-            assert "extraneous bytes" in str(error)  # noqa: PT017 - one of two ends
-            expected = reference(bytes(damaged), strict=False)
-        assert np.array_equal(found, expected)
+            changed[at] = rng.integers(0, 256)
+        taken += same_or_left(bytes(changed))
     assert taken > 100
 
 
@@ -186,7 +266,7 @@ def test_a_room_that_is_too_small_is_left_alone() -> None:
 
 
 def test_the_first_tiles_are_left_to_others() -> None:
-    patient = HalfJpeg(compiled_after=3)
+    patient = ready(after=3)
     jpeg = coded(picture("tissue", 64, 48))
     assert [halved(jpeg, patient) is None for _ in range(5)] == [True, True, True, False, False]
 
@@ -194,14 +274,34 @@ def test_the_first_tiles_are_left_to_others() -> None:
 def test_without_a_compiler_all_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     jpeg = coded(picture("tissue", 64, 48))
-    without = HalfJpeg(compiled_after=0)
+    without = ready()
     assert halved(jpeg, without) is None
     assert halved(jpeg, without) is None
+
+
+def test_a_compiler_that_fails_costs_no_tile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray_pipeline.slides.half_jpeg.scan", None)
+    jpeg = coded(picture("tissue", 64, 48))
+    without = ready()
+    assert [halved(jpeg, without) for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1
+    assert "libjpeg-turbo" in caplog.text
+
+
+def test_only_readers_of_jobs_have_it_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = coded(picture("tissue", 64, 48))
+    fresh = HalfJpeg()
+    assert [halved(jpeg, fresh) is None for _ in range(4)] == [True] * 4
+    monkeypatch.setattr(stages, "HALF_JPEG", fresh)
+    stages.ReadTiles(NormaliseRule())
+    assert fresh._left == COMPILED_AFTER
 
 
 def test_many_threads_decode_at_once() -> None:
     jpegs = [coded(picture("tissue", 240, 240, seed)) for seed in range(40)]
-    shared = HalfJpeg(compiled_after=0)
+    shared = ready()
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda jpeg: halved(jpeg, shared), jpegs * 3))
     # Whoever comes while one thread compiles is left to others.
@@ -228,7 +328,9 @@ def test_a_codec_gives_the_same_before_and_after(monkeypatch: pytest.MonkeyPatch
             calls.append(pixels is not None)
             return pixels
 
-    monkeypatch.setattr(decode, "HALF_JPEG", Watched(compiled_after=0))
+    watched = Watched()
+    watched.compile_after(0)
+    monkeypatch.setattr(decode, "HALF_JPEG", watched)
     after = read()
     # The head of the first is known from before.
     assert calls == [True] * 4

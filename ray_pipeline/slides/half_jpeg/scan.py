@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 from numba import config, int16, int32, int64, njit, types, uint8, uint64
-from numba.core.errors import NumbaError
 
 from ray_pipeline.slides.half_jpeg.blocks import (
     BLOCK_ROWS,
@@ -26,8 +24,6 @@ from ray_pipeline.slides.half_jpeg.tables import (
     LONGEST_CODE,
     NATURAL,
 )
-
-_logger = logging.getLogger(__name__)
 
 _PADDING = 512
 """Zero bytes behind the scan: more than one block can take."""
@@ -47,19 +43,10 @@ _SIGNATURE = (
 
 
 def compiled() -> Callable[..., bool] | None:
-    """`decode`, compiled now or by an earlier process; None where that can't be."""
+    """`decode`, compiled; None where numba is told not to. Raises what numba and LLVM raise."""
     if config.DISABLE_JIT:
         return None
-    try:
-        decode.enable_caching()
-    except RuntimeError:
-        # Nowhere to keep it: neither beside this file nor in the user's folder.
-        _logger.debug("what numba compiles can't be kept")
-    try:
-        decode.compile(_SIGNATURE)
-    except (NumbaError, OSError) as error:
-        _logger.warning("JPEGs at half size are left to libjpeg-turbo: %s", error)
-        return None
+    decode.compile(_SIGNATURE)
     kernel: Callable[..., bool] = decode
     return kernel
 

@@ -27,6 +27,11 @@ NATURAL = (
 _SAMPLINGS = ((1, 1), (2, 1), (2, 2))
 """(across, down) of the first channel beside one of the others: 4:4:4, 4:2:2, 4:2:0."""
 
+_MOST_BYTES = 1 << 16
+"""Of a head; longer ones are not worth the time."""
+_MOST_PX = 65_500
+"""libjpeg's JPEG_MAX_DIMENSION."""
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -85,6 +90,8 @@ class _Head(NamedTuple):
 
 
 def _tables(whole: bytes) -> HalfTables:
+    if len(whole) > _MOST_BYTES:
+        raise _Unfit
     head = _read(whole)
     frame, scan = head.frame, head.scan
     if len(frame) != 15 or frame[0] != 8 or frame[5] != 3:
@@ -94,7 +101,9 @@ def _tables(whole: bytes) -> HalfTables:
     across, down = samplings[0]
     if (across, down) not in _SAMPLINGS or samplings[1:] != [(1, 1), (1, 1)]:
         raise _Unfit
-    if not width or not height or width % (8 * across) or height % (8 * down):
+    if not 0 < width <= _MOST_PX or not 0 < height <= _MOST_PX:
+        raise _Unfit
+    if width % (8 * across) or height % (8 * down):
         raise _Unfit
     if len(scan) != 10 or scan[0] != 3 or scan[1:7:2] != ids or scan[7:] != b"\0\x3f\0":
         raise _Unfit
@@ -139,11 +148,14 @@ def _read(head: bytes) -> _Head:
             frame = body
         elif marker == 0xDA:
             scan = body
-        elif marker == 0xE0:
-            jfif |= body.startswith(b"JFIF\0")
+        elif marker == 0xE0 and body.startswith(b"JFIF\0"):
+            # Decoders warn of other versions, and overlook short ones.
+            if len(body) < 14 or body[5] != 1:
+                raise _Unfit
+            jfif = True
         elif marker == 0xEE and body.startswith(b"Adobe"):
             adobe = body[11]
-        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or body.startswith(b"ICC_PROFILE"):
             raise _Unfit
     return _Head(steps, huffman, frame, scan, jfif, adobe)
 
@@ -189,7 +201,8 @@ def _huffman(body: bytes) -> dict[int, list[_Code]]:
             for symbol in body[17 + len(codes) : 17 + len(codes) + count]:
                 codes.append(_Code(code, length, symbol))
                 code += 1
-            if code > 1 << length:
+            # Nor may a code be all ones.
+            if count and code >= 1 << length:
                 raise _Unfit
             code <<= 1
         if body[0] < 16 and any(code.symbol > 15 for code in codes):
