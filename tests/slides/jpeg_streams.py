@@ -88,7 +88,10 @@ def random_jpeg(seed: int) -> bytes:
     ac = []
     for _ in range(3):
         some = rng.permutation(numbers)[: rng.integers(1, len(numbers))].tolist()
-        ac.append(table(rng, [*dict.fromkeys([*rng.permutation([*ends, ZRL]).tolist(), *some])]))
+        symbols = [*rng.permutation([*ends, ZRL]).tolist(), *some]
+        if rng.random() < 0.3:
+            symbols = rng.permutation(symbols).tolist()
+        ac.append(table(rng, [*dict.fromkeys(symbols)]))
     colours = [
         segment(0xE0, JFIF),
         segment(0xE0, JFIF) + adobe(0),
@@ -100,12 +103,13 @@ def random_jpeg(seed: int) -> bytes:
     largest = int(rng.choice([2, 16, 255]))
     steps = [rng.integers(1, largest + 1, 64, np.uint8).tobytes() for _ in range(4)]
     # The last of two tables with one name counts.
-    quantisation = b"".join(bytes([i]) + s for i, s in zip([0, 0, 1, 2], steps, strict=True))
+    quantisation = [bytes([i]) + s for i, s in zip([0, 0, 1, 2], steps, strict=True)]
     huffman = [bytes([i]) + t.stated for i, t in enumerate(dc)]
     huffman += [bytes([16 + i]) + t.stated for i, t in enumerate(ac)]
     of = [rng.permutation(3).tolist() for _ in range(3)]
     size = (8 * down * mcus_y, 8 * across * mcus_x)
-    head = b"\xff\xd8" + colours + segment(0xDB, quantisation)
+    head = b"\xff\xd8" + colours + segment(0xDB, quantisation[0])
+    head += segment(0xDB, b"".join(quantisation[1:]))
     head += segment(0xC4, b"".join(huffman[:4])) + segment(0xC4, b"".join(huffman[4:]))
     frame = [bytes([1, across << 4 | down, of[0][0]]), bytes([2, 17, of[0][1]])]
     frame.append(bytes([3, 17, of[0][2]]))
@@ -143,8 +147,8 @@ def damaged(jpeg: bytes, seed: int) -> bytes:
     first, last = [(2, scan), (scan, len(jpeg)), (2, len(jpeg))][rng.integers(3)]
     for at in rng.integers(first, last, rng.integers(1, 4)):
         changed[at] = rng.integers(256)
-    if rng.random() < 0.2:
-        return bytes(changed[: rng.integers(scan, len(jpeg))]) + b"\xff\xd9"
+    if rng.random() < 0.3:
+        return bytes(changed[: rng.integers(scan, rng.choice([scan + 9, len(jpeg)]))]) + b"\xff\xd9"
     return bytes(changed)
 
 
