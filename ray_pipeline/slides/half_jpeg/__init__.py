@@ -1,4 +1,4 @@
-"""JPEG at half size, pixel for pixel what simplejpeg gives, in two thirds of its time.
+"""JPEG at half size, pixel for pixel what simplejpeg gives, in three quarters of its time.
 
 Most slides are scanned at 0.25 microns per pixel and read at 0.5. Of what libjpeg-turbo spends on
 that, most is the reading of Huffman codes, one by one; here two are looked up at once, and blocks
