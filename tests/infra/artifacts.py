@@ -31,7 +31,7 @@ def version() -> str:
 def source_files() -> set[str]:
     """The files that the packages must have, relative to the root."""
     found = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
-    # What Python and numba keep of what they compiled is theirs.
+    # What Python keeps of what it compiled is its own.
     files = (path for path in found if path.is_file() and path.parent.name != "__pycache__")
     # Without the marker nobody's type checker looks at our types, and nothing else tells.
     typed = (f"{package}/py.typed" for package in PACKAGES)

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -26,6 +28,8 @@ from ray_pipeline.slides.half_jpeg.decoder import COMPILED_AFTER, HalfJpeg
 from ray_pipeline.slides.half_jpeg.tables import half_tables
 from ray_pipeline.slides.jpeg import scan_start
 from ray_pipeline.slides.normalise import NormaliseRule
+from ray_pipeline.slides.slide import open_slide
+from ray_pipeline.synthetic import write_slide
 from tests.conftest import ROOT
 from tests.slides import jpeg_streams
 from tests.slides.jpeg_streams import JFIF, adobe, damaged, random_jpeg, segment
@@ -335,3 +339,34 @@ def test_a_codec_gives_the_same_before_and_after(monkeypatch: pytest.MonkeyPatch
     # The head of the first is known from before.
     assert calls == [True] * 4
     assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_slide_reads_the_same_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    path = tmp_path / "a.svs"
+    write_slide(path, width_px=2048, height_px=1536, mpp=0.25, seed=3)
+    xy = np.stack(np.meshgrid(np.arange(0, 1500, 448), np.arange(0, 1000, 448)), -1)
+    corners = xy.reshape(-1, 2).astype(np.int32)
+
+    def read() -> Pixels:
+        with closing(open_slide(str(path), threads=threads)) as slide:
+            return slide.read_tiles(level=0, xy=corners, side_px=224.0, tile_px=224, reduce=2)
+
+    before = read()
+    shared = ready()
+    assert halved(coded(picture("tissue", 64, 48)), shared) is not None
+    monkeypatch.setattr(decode, "HALF_JPEG", shared)
+    kernel = shared._kernel
+    assert kernel is not None
+    taken: list[bool] = []
+
+    def watched(*arguments: object) -> bool:
+        taken.append(kernel(*arguments))
+        return taken[-1]
+
+    shared._kernel = watched
+    assert np.array_equal(before, read())
+    # But for the first tile of a head.
+    assert sum(taken) > 20

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from ray_pipeline.slides.half_jpeg.tables import half_tables
 
 COMPILED_AFTER = 200_000
-"""Tiles that a process leaves to simplejpeg first. Compiling takes 4.6 s of a core, and each tile
-wins 21 us of it, so that no process loses more by the one than it would have won by the other.
-Nothing of it is kept for other processes: numba would keep it as pickles, and under a stamp of one
-of its sources only."""
+"""Tiles that a process leaves to simplejpeg first. Compiling takes 4.3 s of a core, and each tile
+wins 22 us of it (tests.benchmarks.reader), so that no process loses more by the one than it would
+have won by the other. Nothing of it is kept for other processes: numba would keep it as pickles,
+and under a stamp of one of its sources only."""
 
 _logger = logging.getLogger(__name__)
 Pixels = npt.NDArray[np.uint8]
