@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -40,8 +41,9 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def pause(seconds: float) -> None:
         taken.append(seconds)
 
-    monkeypatch.setattr("serve_app.client.time.sleep", taken.append)
-    monkeypatch.setattr("serve_app.client.asyncio.sleep", pause)
+    # The client's names, not the modules' functions: other threads of this process sleep too.
+    monkeypatch.setattr("serve_app.client.time", SimpleNamespace(sleep=taken.append))
+    monkeypatch.setattr("serve_app.client.asyncio", SimpleNamespace(sleep=pause))
     return taken
 
 
