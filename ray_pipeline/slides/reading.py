@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from ray_pipeline.errors import DamagedSlideError
 from ray_pipeline.slides.bands import Step, Windows, plan_bands, reduced_tile
 from ray_pipeline.slides.fetch import MOST_RANGE_BYTES, ByteRange, RangeStream, Read, coalesce
 from ray_pipeline.slides.tables import TileTable
+from ray_pipeline.slides.threads import Task, Threads
 from ray_pipeline.slides.tiff_header import PARSER_ERRORS, short
 
 GLASS = 255
@@ -24,6 +24,8 @@ KEPT_BYTES = 64 << 20
 """Most decoded pixels that are kept from one run of windows to the next."""
 STEPS_AT_ONCE = 16
 """Compressed tiles that a thread takes at a time."""
+MOST_UNDER_WAY = 8
+"""Times so many that may wait for one before them to be done."""
 SEGMENT_BYTES = 16 << 20
 """Compressed bytes within which neighbours are looked for: bounds how long some wait their turn."""
 
@@ -52,17 +54,16 @@ class BandReader:
         *,
         read: Read,
         needed: Callable[[int], None],
-        pool: ThreadPoolExecutor | None,
-        threads: int,
+        threads: Threads,
         named: str,
     ) -> None:
-        """`pool`, of so many `threads`, decodes where there is one.
+        """`threads` decode.
 
         `needed` is told the bytes of compressed tiles that were decoded, and `named` tells errors
         which level of which slide this is.
         """
         self._table, self._reduce, self._read = table, reduce, read
-        self._needed, self._pool, self._threads, self._named = needed, pool, threads, named
+        self._needed, self._threads, self._named = needed, threads, named
         self._lock = threading.Lock()
         width, height = reduced_tile(table, reduce)
         self._tile_bytes = width * height * 3
@@ -87,37 +88,27 @@ class BandReader:
         by_last = np.argsort(plan.last_step, kind="stable")
         ends = np.searchsorted(plan.last_step[by_last], np.arange(len(tiles)), side="right")
         finished = 0
-        running: deque[tuple[int, Future[None] | None]] = deque()
+        running: deque[tuple[int, Task]] = deque()
         try:
             for first in range(0, len(tiles), STEPS_AT_ONCE):
                 chunk = plan.steps(first, min(first + STEPS_AT_ONCE, len(tiles)))
                 filled = sorted({paste[0] for step in chunk for paste in step.pastes})
-                job = partial(self._run, first, chunk, targets.of(filled), here=here, keep=keep)
-                if self._pool is None:
-                    job(loads)
-                    running.append((first + len(chunk), None))
-                else:
-                    running.append((first + len(chunk), self._pool.submit(job, loads)))
-                last_chunk = first + STEPS_AT_ONCE >= len(tiles)
-                while running and (last_chunk or len(running) > self._ahead):
-                    done, future = running.popleft()
-                    if future is not None:
-                        future.result()
-                    end = int(ends[done - 1])
+                into = targets.of(filled)
+                job = partial(self._run, first, chunk, into, loads, here=here, keep=keep)
+                running.append((first + len(chunk), self._threads.start(job)))
+                most = 0 if first + STEPS_AT_ONCE >= len(tiles) else MOST_UNDER_WAY
+                while running and (running[0][1].done or len(running) > most):
+                    stop, task = running.popleft()
+                    self._threads.finish(task)
+                    end = int(ends[stop - 1])
                     if end > finished:
                         targets.whole(by_last[finished:end].tolist())
                         finished = end
                         yield
         finally:
             loads.close()
-            for _, future in running:
-                if future is not None and not future.cancel():
-                    future.exception()
-
-    @property
-    def _ahead(self) -> int:
-        """Chunks under way at once, beside the one that is waited for."""
-        return 0 if self._pool is None else 2 * self._threads
+            for _, task in running:
+                task.drop()
 
     def _run(
         self,

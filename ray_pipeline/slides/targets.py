@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from ray_pipeline.slides.bands import Windows
 from ray_pipeline.slides.reading import GLASS
 from ray_pipeline.slides.resample import resample
+from ray_pipeline.slides.threads import Task, Threads
 
 MOST_ROOMS = 3
 """Parts' memory that is kept to be used again: one being filled, one on its way, one to spare."""
@@ -133,14 +135,14 @@ class ResampledTiles(Tiles):
         *,
         corners: npt.NDArray[np.float64],
         side_px: float,
-        pool: ThreadPoolExecutor | None,
+        threads: Threads,
     ) -> None:
         super().__init__(parts, tile_px, rooms, windows)
         self._narrow = False
         self._shapes = list(zip(windows.height.tolist(), windows.width.tolist(), strict=True))
-        self._corners, self._side_px, self._pool = corners.tolist(), side_px, pool
+        self._corners, self._side_px, self._threads = corners.tolist(), side_px, threads
         self._open: dict[int, Pixels] = {}
-        self._running: dict[int, list[Future[None]]] = {}
+        self._running: dict[int, list[Task]] = {}
         self._free: list[Pixels] = []
         self._largest = max((h * w * 3 for h, w in self._shapes), default=0)
 
@@ -156,20 +158,18 @@ class ResampledTiles(Tiles):
 
     def whole(self, windows: Sequence[int]) -> None:
         """See `Targets.whole`."""
-        for window in windows:
-            job = (self._open.pop(window), *self._corners[window], self._views[window])
-            if self._pool is None:
-                self._resample(*job)
-            else:
-                running = self._running.setdefault(self._part_of[window], [])
-                running.append(self._pool.submit(self._resample, *job))
+        for part, members in groupby(windows, self._part_of.__getitem__):
+            jobs = [(self._open.pop(w), *self._corners[w], self._views[w]) for w in members]
+            task = self._threads.start(partial(self._resample, jobs))
+            self._running.setdefault(part, []).append(task)
         super().whole(windows)
 
     def _settle(self, part: int) -> None:
-        for future in self._running.pop(part, []):
-            future.result()
+        for task in self._running.pop(part, []):
+            self._threads.finish(task)
 
-    def _resample(self, seen: Pixels, left: float, top: float, into: Pixels) -> None:
-        into[:] = resample(seen, left, top, self._side_px, into.shape[0])
-        assert isinstance(seen.base, np.ndarray)
-        self._free.append(seen.base)
+    def _resample(self, jobs: Sequence[tuple[Pixels, float, float, Pixels]]) -> None:
+        for seen, left, top, into in jobs:
+            into[:] = resample(seen, left, top, self._side_px, into.shape[0])
+            assert isinstance(seen.base, np.ndarray)
+            self._free.append(seen.base)

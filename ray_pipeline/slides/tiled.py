@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +25,7 @@ from ray_pipeline.slides.reading import BandReader
 from ray_pipeline.slides.resample import rim_px
 from ray_pipeline.slides.tables import SlideIndex
 from ray_pipeline.slides.targets import ResampledTiles, Rooms, Strips, Tiles
+from ray_pipeline.slides.threads import Threads
 from ray_pipeline.store import Store
 
 OVERVIEW_RANGE_BYTES = 16 << 20
@@ -62,8 +62,7 @@ class TiledSlide:
         self.mpp = settle_mpp(slide_id, index.mpp_x, index.mpp_y, mpp_override)
         self._store, self._objects, self.tables = store, index.objects, index.tables
         self._counting = threading.Lock()
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._threads = Threads(threads)
         self._rooms = Rooms()
         self._reader: tuple[tuple[int, int], BandReader] | None = None
         first = index.tables[0]
@@ -161,7 +160,7 @@ class TiledSlide:
                 windows,
                 corners=corners,
                 side_px=side_px,
-                pool=self._pool,
+                threads=self._threads,
             )
         yield from targets.taken()
         for _ in self._band_reader(level, reduce).fill(windows, targets):
@@ -197,8 +196,7 @@ class TiledSlide:
     def close(self) -> None:
         """Let go of what is kept, and of the threads."""
         self._reader = None
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _band_reader(self, level: int, reduce: int) -> BandReader:
         if self._reader is None or self._reader[0] != (level, reduce):
@@ -207,7 +205,6 @@ class TiledSlide:
                 reduce,
                 read=self._fetch,
                 needed=self._count_needed,
-                pool=self._pool,
                 threads=self._threads,
                 named=f"{self.slide_id}: {self.uri}, level {level}",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy.typing as npt
 import pytest
 import tifffile
 
+from ray_pipeline.errors import DamagedSlideError
 from ray_pipeline.slides.decode import JpegCodec
 from ray_pipeline.slides.slide import open_slide
+from ray_pipeline.slides.tiled import TiledSlide
 from ray_pipeline.synthetic import write_slide
 
 
@@ -55,6 +58,28 @@ def test_a_part_is_given_out_when_its_last_tile_is_resampled(path: Path) -> None
     parts = [xy[i : i + 1] for i in range(len(xy))]
     read = [t.copy() for t in slide.read_parts(level=0, parts=parts, side_px=130.7, tile_px=96)]
     assert np.array_equal(np.concatenate(read), whole)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_of_several_damaged_places_the_first_is_told(
+    path: Path, tmp_path: Path, threads: int
+) -> None:
+    whole = open_slide(str(path))
+    assert isinstance(whole, TiledSlide)
+    table, content = whole.tables[0], bytearray(path.read_bytes())
+    # In the middle, and all that follow: every thread that is at work comes upon some.
+    first = len(table.offsets) // 2
+    for at in table.offsets[first:].tolist():
+        content[at] = 0
+    damaged = tmp_path / "damaged.svs"
+    damaged.write_bytes(content)
+    parts = [xy[None] for xy in grid(96, 96)]
+    for _ in range(5):
+        slide = open_slide(str(damaged), threads=threads)
+        read = slide.read_parts(level=0, parts=parts, side_px=96, tile_px=96)
+        with pytest.raises(DamagedSlideError, match=f"the compressed tile {first} "):
+            deque(read, maxlen=0)
+        slide.close()
 
 
 def test_parts_that_are_kept_are_never_written_over(path: Path) -> None:
