@@ -24,8 +24,6 @@ KEPT_BYTES = 64 << 20
 """Most decoded pixels that are kept from one run of windows to the next."""
 STEPS_AT_ONCE = 16
 """Compressed tiles that a thread takes at a time."""
-MOST_UNDER_WAY = 8
-"""Times so many that may wait for one before them to be done."""
 SEGMENT_BYTES = 16 << 20
 """Compressed bytes within which neighbours are looked for: bounds how long some wait their turn."""
 
@@ -96,8 +94,12 @@ class BandReader:
                 into = targets.of(filled)
                 job = partial(self._run, first, chunk, into, loads, here=here, keep=keep)
                 running.append((first + len(chunk), self._threads.start(job)))
-                most = 0 if first + STEPS_AT_ONCE >= len(tiles) else MOST_UNDER_WAY
-                while running and (running[0][1].done or len(running) > most):
+                last = first + STEPS_AT_ONCE >= len(tiles)
+                most = 0 if last else self._threads.most_under_way
+                # Helpers have work through whatever is done with the pixels that are handed out.
+                while len(running) > most or (
+                    running and running[0][1].done and self._threads.full
+                ):
                     stop, task = running.popleft()
                     self._threads.finish(task)
                     end = int(ends[stop - 1])
@@ -107,7 +109,8 @@ class BandReader:
                         yield
         finally:
             loads.close()
-            for _, task in running:
+            # The last one first, lest helpers begin with what is dropped next.
+            for _, task in reversed(running):
                 task.drop()
 
     def _run(

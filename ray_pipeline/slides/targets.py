@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -158,18 +157,17 @@ class ResampledTiles(Tiles):
 
     def whole(self, windows: Sequence[int]) -> None:
         """See `Targets.whole`."""
-        for part, members in groupby(windows, self._part_of.__getitem__):
-            jobs = [(self._open.pop(w), *self._corners[w], self._views[w]) for w in members]
-            task = self._threads.start(partial(self._resample, jobs))
-            self._running.setdefault(part, []).append(task)
+        for window in windows:
+            job = (self._open.pop(window), *self._corners[window], self._views[window])
+            task = self._threads.start(partial(self._resample, *job))
+            self._running.setdefault(self._part_of[window], []).append(task)
         super().whole(windows)
 
     def _settle(self, part: int) -> None:
         for task in self._running.pop(part, []):
             self._threads.finish(task)
 
-    def _resample(self, jobs: Sequence[tuple[Pixels, float, float, Pixels]]) -> None:
-        for seen, left, top, into in jobs:
-            into[:] = resample(seen, left, top, self._side_px, into.shape[0])
-            assert isinstance(seen.base, np.ndarray)
-            self._free.append(seen.base)
+    def _resample(self, seen: Pixels, left: float, top: float, into: Pixels) -> None:
+        into[:] = resample(seen, left, top, self._side_px, into.shape[0])
+        assert isinstance(seen.base, np.ndarray)
+        self._free.append(seen.base)

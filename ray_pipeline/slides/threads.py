@@ -2,88 +2,109 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
-MOST_GIVEN = 2
-"""Tasks that a helper has at most: the one it is at, and the next."""
+MOST_GIVEN = 3
+"""Tasks given to the helpers for each of them: the one it is at, and what it has to do while the
+caller is at something else."""
+MOST_UNDER_WAY = 4
+"""Tasks for each thread that may wait for one before them to end."""
 
 
 class Task:
-    """Something to be done once, by whoever begins it first."""
+    """Something that is done once, by whoever begins it first."""
 
-    def __init__(self, job: Callable[[], None], helpers: ThreadPoolExecutor | None) -> None:
-        """Give `job` to the helpers, or do it at once where there are none."""
-        self._job = job
-        self._error: Exception | None = None
-        self._given: Future[None] | None = None
-        if helpers is None:
-            self._run()
-        else:
-            self._given = helpers.submit(job)
+    def __init__(self, job: Callable[[], None]) -> None:
+        """Have `job` to do."""
+        # Whoever takes it out does it, and nothing of it is held once it is done.
+        self._job = [job]
+        self._ended = threading.Event()
+        self._errors: list[BaseException] = []
 
     @property
     def done(self) -> bool:
         """Whether it has come to an end, good or bad."""
-        return self._given is None or self._given.done()
+        return self._ended.is_set()
 
-    def take(self) -> bool:
-        """Do it here and now, unless someone has begun it; whether it was done here."""
-        if self._given is None or not self._given.cancel():
+    def run(self) -> bool:
+        """Do it, unless it is begun; whether it was done here.
+
+        What it raises waits for `result`, but for what isn't an Exception.
+        """
+        try:
+            job = self._job.pop()
+        except IndexError:
             return False
-        self._given = None
-        self._run()
+        try:
+            job()
+        except BaseException as error:
+            self._errors.append(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._ended.set()
         return True
 
     def result(self) -> None:
-        """Wait for its end. Raises what it raised."""
-        if self._given is not None:
-            self._given.result()
-        elif self._error is not None:
-            raise self._error
+        """Wait for its end. Raises what it raised, once: a kept error would keep what it held."""
+        self._ended.wait()
+        if self._errors:
+            raise self._errors.pop()
 
     def drop(self) -> None:
-        """See that it is not under way any more, whatever became of it."""
-        if self._given is not None and not self._given.cancel():
-            self._given.exception()
-
-    def _run(self) -> None:
-        # Kept, and raised in its turn: which of several errors is told shan't be left to chance.
-        try:
-            self._job()
-        except Exception as error:  # noqa: BLE001
-            self._error = error
+        """Don't begin it any more, or wait for its end, good or bad."""
+        if self._job:
+            try:
+                self._job.pop()
+            except IndexError:
+                pass
+            else:
+                self._ended.set()
+        self._ended.wait()
+        self._errors.clear()
 
 
 class Threads:
     """So many threads, the caller's own among them.
 
-    That one would else be woken for each task that ends, while every processor is decoding. Used
-    by one thread at a time.
+    It would else be woken for each task that ends, while every processor is decoding. Used by one
+    thread at a time.
     """
 
     def __init__(self, n: int) -> None:
         """`n` threads, of which the caller is one."""
+        self.most_under_way = MOST_UNDER_WAY * n
         self._helpers = ThreadPoolExecutor(n - 1) if n > 1 else None
         self._most_given = MOST_GIVEN * (n - 1)
         self._given: list[Task] = []
 
-    def start(self, job: Callable[[], None]) -> Task:
-        """Have `job` done, here and now where the helpers have enough to do."""
+    @property
+    def full(self) -> bool:
+        """Whether the helpers have enough to do."""
         self._given = [task for task in self._given if not task.done]
-        if self._helpers is None or len(self._given) >= self._most_given:
-            return Task(job, None)
-        task = Task(job, self._helpers)
-        self._given.append(task)
+        return self._helpers is None or len(self._given) >= self._most_given
+
+    def start(self, job: Callable[[], None]) -> Task:
+        """Have `job` done: by the helpers, or here and now where these have enough to do."""
+        task = Task(job)
+        if self._helpers is None or self.full:
+            task.run()
+        else:
+            self._helpers.submit(task.run)
+            self._given.append(task)
         return task
 
     def finish(self, task: Task) -> None:
-        """See `Task.result`; meanwhile the caller does what no helper has begun."""
-        while not task.done and any(given.take() for given in self._given):
+        """See `Task.result`; it or, while another does it, what nobody has begun is done here."""
+        task.run()
+        while not task.done and any(given.run() for given in self._given):
             pass
         task.result()
 
     def close(self) -> None:
-        """Let the helpers go."""
+        """Let the helpers go; what they have not begun is left to the caller."""
         if self._helpers is not None:
             self._helpers.shutdown(wait=False, cancel_futures=True)
+            self._helpers, self._given = None, []

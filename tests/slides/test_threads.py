@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -112,9 +115,8 @@ def test_an_error_is_raised_by_its_own_task_and_no_other() -> None:
         with pytest.raises(ValueError, match="the first"):
             threads.finish(tasks[0])
         threads.finish(tasks[1])
-        for _ in range(2):
-            with pytest.raises(ValueError, match="done here"):
-                threads.finish(tasks[2])
+        with pytest.raises(ValueError, match="done here"):
+            threads.finish(tasks[2])
 
 
 def test_an_error_of_what_was_taken_back_waits_for_its_turn() -> None:
@@ -152,6 +154,69 @@ def test_nothing_is_under_way_once_it_is_dropped() -> None:
         assert over.is_set()
         threads.finish(threads.start(log.job("later")))
         assert log.names == ["later"]
+
+
+def test_what_was_dropped_is_not_done_by_whoever_waits_for_another() -> None:
+    log, gate, begun = Log(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        assert gate.wait(20)
+
+    with crew(2) as threads:
+        tasks = [threads.start(first), threads.start(log.job("dropped"))]
+        assert begun.wait(20)
+        tasks[1].drop()
+        threading.Timer(0.2, gate.set).start()
+        threads.finish(tasks[0])
+        assert log.done == []
+
+
+def test_what_helpers_had_not_begun_is_left_to_the_caller_when_they_go() -> None:
+    log, gate, begun = Log(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        assert gate.wait(20)
+
+    threads = Threads(2)
+    tasks = [threads.start(first), threads.start(log.job("left"))]
+    assert begun.wait(20)
+    threads.close()
+    gate.set()
+    tasks.append(threads.start(log.job("after")))
+    for task in tasks:
+        threads.finish(task)
+    assert log.here == ["after", "left"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("told", [True, False])
+def test_nothing_is_held_of_what_is_over(n: int, *, told: bool) -> None:
+    class Pixels:
+        pass
+
+    def failing(held: Pixels) -> None:
+        assert held is not None
+        raise ValueError("damaged")
+
+    gc.disable()
+    try:
+        with crew(n) as threads:
+            held = Pixels()
+            alive = weakref.ref(held)
+            task = threads.start(partial(failing, held))
+            del held
+            if told:
+                with pytest.raises(ValueError, match="damaged"):
+                    threads.finish(task)
+            else:
+                task.drop()
+            other = threads.start(lambda: None)
+            threads.finish(other)
+            assert alive() is None
+    finally:
+        gc.enable()
 
 
 @given(n=st.integers(1, 4), bad=st.sets(st.integers(0, 39)), most=st.integers(1, 12))

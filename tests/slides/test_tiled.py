@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import tifffile
 
 from ray_pipeline.errors import DamagedSlideError
+from ray_pipeline.slides import reading
 from ray_pipeline.slides.decode import JpegCodec
 from ray_pipeline.slides.slide import open_slide
 from ray_pipeline.slides.tiled import TiledSlide
@@ -58,6 +61,44 @@ def test_a_part_is_given_out_when_its_last_tile_is_resampled(path: Path) -> None
     parts = [xy[i : i + 1] for i in range(len(xy))]
     read = [t.copy() for t in slide.read_parts(level=0, parts=parts, side_px=130.7, tile_px=96)]
     assert np.array_equal(np.concatenate(read), whole)
+
+
+def test_all_threads_decode_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = JpegCodec.decode
+    lock, at_it, most = threading.Lock(), 0, 0
+
+    def slow(self: JpegCodec, *told: Any) -> npt.NDArray[np.uint8]:
+        nonlocal at_it, most
+        with lock:
+            at_it += 1
+            most = max(most, at_it)
+        time.sleep(0.02)
+        with lock:
+            at_it -= 1
+        return decode(self, *told)
+
+    monkeypatch.setattr(JpegCodec, "decode", slow)
+    monkeypatch.setattr(reading, "STEPS_AT_ONCE", 1)
+    slide = open_slide(str(path), threads=12)
+    slide.read_tiles(level=0, xy=grid(224, 224), side_px=224, tile_px=224)
+    slide.close()
+    assert most == 12
+
+
+def test_an_early_end_leaves_nothing_that_the_next_reading_meets(path: Path) -> None:
+    xy = grid(130.7, 150)
+    parts = [xy[i : i + 3] for i in range(0, len(xy), 3)]
+    how = {"level": 0, "side_px": 130.7, "tile_px": 96}
+    whole = open_slide(str(path)).read_tiles(xy=xy, **how)  # type: ignore[arg-type]
+    slide = open_slide(str(path), threads=3)
+    for taken in (1, 2, 5, 9):
+        read = slide.read_parts(parts=parts, **how)  # type: ignore[arg-type]
+        kept = list(islice(read, taken))
+        read.close()  # type: ignore[attr-defined]
+        tiles = slide.read_tiles(xy=xy[::-1].copy(), **how)  # type: ignore[arg-type]
+        assert np.array_equal(tiles[::-1], whole)
+        assert np.array_equal(np.concatenate(kept), whole[: 3 * taken])
+    slide.close()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
