@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 MOST_GIVEN = 3
 """Tasks given to the helpers for each of them: the one it is at, and what it has to do while the
@@ -55,13 +56,9 @@ class Task:
 
     def drop(self) -> None:
         """Don't begin it any more, or wait for its end, good or bad."""
-        if self._job:
-            try:
-                self._job.pop()
-            except IndexError:
-                pass
-            else:
-                self._ended.set()
+        with suppress(IndexError):
+            self._job.pop()
+            self._ended.set()
         self._ended.wait()
         self._errors.clear()
 

@@ -41,7 +41,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def pause(seconds: float) -> None:
         taken.append(seconds)
 
-    # The client's names, not the modules' functions: other threads of this process sleep too.
+    # The client's names, not the modules' functions: Jupyter's client leaves a thread that sleeps.
     monkeypatch.setattr("serve_app.client.time", SimpleNamespace(sleep=taken.append))
     monkeypatch.setattr("serve_app.client.asyncio", SimpleNamespace(sleep=pause))
     return taken

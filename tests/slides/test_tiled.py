@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
+from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -65,24 +65,21 @@ def test_a_part_is_given_out_when_its_last_tile_is_resampled(path: Path) -> None
 
 def test_all_threads_decode_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = JpegCodec.decode
-    lock, at_it, most = threading.Lock(), 0, 0
+    together = threading.Event()
+    met = threading.Barrier(12, action=together.set)
 
-    def slow(self: JpegCodec, *told: Any) -> npt.NDArray[np.uint8]:
-        nonlocal at_it, most
-        with lock:
-            at_it += 1
-            most = max(most, at_it)
-        time.sleep(0.02)
-        with lock:
-            at_it -= 1
+    def meeting(self: JpegCodec, *told: Any) -> npt.NDArray[np.uint8]:
+        if not together.is_set():
+            with suppress(threading.BrokenBarrierError):
+                met.wait(20)
         return decode(self, *told)
 
-    monkeypatch.setattr(JpegCodec, "decode", slow)
+    monkeypatch.setattr(JpegCodec, "decode", meeting)
     monkeypatch.setattr(reading, "STEPS_AT_ONCE", 1)
     slide = open_slide(str(path), threads=12)
     slide.read_tiles(level=0, xy=grid(224, 224), side_px=224, tile_px=224)
     slide.close()
-    assert most == 12
+    assert together.is_set()
 
 
 def test_an_early_end_leaves_nothing_that_the_next_reading_meets(path: Path) -> None:
